@@ -1,0 +1,49 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+#
+#   make demo     install, run the main job on the demo model with real vLLM on the CPU, say where the report is
+#   make test     install, run every test (real-engine tests included)
+#   make check    what CI holds every commit to: format, lint, types, tests without an engine
+#   make lint     format and lint, mending what can be mended
+#   make bench    the project's own benchmarks
+#
+# pip's own configuration decides where packages come from. Where its index lacks the CPU build of torch, say where it
+# is:  make demo INDEX="--extra-index-url URL"
+
+PYTHON ?= python3
+INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check lint bench venv engine clean
+
+demo: engine
+	$(BIN)/bench sweep
+
+test: engine
+	$(BIN)/python -m pytest
+
+check: venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not engine"
+
+lint: venv
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: venv
+	$(BIN)/python benchmarks/startup.py
+
+venv: $(BIN)/.ready
+
+$(BIN)/.ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INDEX) -e '.[quantize,dev]'
+	touch $@
+
+engine: venv
+	$(BIN)/bench engine install cpu $(INDEX)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
