@@ -1,0 +1,397 @@
+"""Every record that crosses a boundary, with units in the field names; CSV in and out.
+
+Files in, files out: a results directory is CSV tables of these records, and everything to the right of it reads
+nothing else. A column is a field, so the header is the documentation:
+
+    _ms _s _ns _us   time            _gib   2**30 bytes         _usd   US dollars
+    tok_s            output tokens per second                    _lo _hi  ends of a 95 % interval
+
+Missing is an empty cell, never 0 and never NaN. A failure is a record too: a RequestRecord with `error` set.
+The formulas behind TTFT, TPOT and the rest stand once, in harness/analysis/metrics.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import types
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from harness.errors import RecordError
+
+SCHEMA = 1
+"""Version of the CSV tables; the last column of points.csv. It grows when a column changes its meaning or goes."""
+
+Phase = Literal["warmup", "measured", "held"]
+"""warmup: before the window; measured: begun inside it; held: begun after it, only to keep the load up."""
+
+Verdict = Literal["valid", "suspect", "invalid"]
+
+Source = Literal["engine", "dummy-weights", "endpoint"]
+"""Where a row comes from: an engine that we started, the same with random weights (`--model shape:...`), a URL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What is asked of the server in every cell: lengths, load shape, service level, price. One TOML file each."""
+
+    name: str
+    description: str = ""
+    api: Literal["completions", "chat"] = "completions"
+    input_tokens: int = 128
+    output_tokens: int = 32
+    length_jitter: float = 0.25
+    """Lengths are drawn evenly from ±this share around the mean: equal lengths march in step and bend TTFT."""
+    requests: int = 120
+    """Requests begun inside the window of each cell. From 100 on, p95 needs no caution."""
+    min_window_s: float = 5.0
+    warmup_rounds: int = 1
+    """Requests that each user finishes before the window opens, at the cell's own concurrency and lengths."""
+    request_timeout_s: float = 300.0
+    seed: int = 1
+    slo_p95_s: float = 3.0
+    usd_per_hour: float = 0.25
+    utilisation: float = 1.0
+    """Share of the hour in which the card serves this load; divides into every price."""
+    max_model_len: int | None = None
+    """Context that both precisions are started with; None: what the scenario's lengths need, rounded up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One point of the plan: a precision at a concurrency, in one server session (`repeat`)."""
+
+    precision: str
+    conc: int
+    repeat: int = 1
+
+    @property
+    def key(self) -> str:
+        """Short name, unique within a run: awq-c8-r1."""
+        return f"{self.precision}-c{self.conc}-r{self.repeat}"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """One request, from the intention to the last token. Times are CLOCK_REALTIME in ns since the epoch.
+
+    `clock` says who stamped the received tokens: the kernel (SO_TIMESTAMPNS) or our process (user).
+    `chunk_us` are arrival offsets of the token-bearing chunks from `intended_ns`; `chunk_tokens` how many tokens each
+    one carried (by token ids; 1 where the server gives none, and then `chunk_ids` is False).
+    """
+
+    cell: str
+    user: int
+    sequence: int
+    phase: Phase
+    intended_ns: int
+    sent_ns: int | None = None
+    first_token_ns: int | None = None
+    last_token_ns: int | None = None
+    end_ns: int | None = None
+    input_tokens_asked: int = 0
+    output_tokens_asked: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    finish_reason: str | None = None
+    clock: Literal["kernel", "user"] = "user"
+    reads: int = 0
+    coalesced_reads: int = 0
+    """Reads that held more than one token-bearing chunk: the earlier ones carry the last one's stamp."""
+    chunk_ids: bool = False
+    chunk_us: tuple[int, ...] = ()
+    chunk_tokens: tuple[int, ...] = ()
+    error: str | None = None
+    """Class of failure, None for success: connect, timeout, http_429, http_5xx, protocol, stream_error, early_close."""
+    error_detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPoint:
+    """One row of points.csv: a cell measured and judged. The first eight columns are what most people came for."""
+
+    run_id: str
+    precision: str
+    conc: int
+    tok_s: float | None = None
+    p95_ms: float | None = None
+    vram_gib: float | None = None
+    usd_per_1m_tokens: float | None = None
+    verdict: Verdict = "invalid"
+    req_s: float | None = None
+    ttft_p50_ms: float | None = None
+    ttft_p95_ms: float | None = None
+    tpot_p50_ms: float | None = None
+    tpot_p95_ms: float | None = None
+    itl_p99_ms: float | None = None
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    tok_s_lo: float | None = None
+    tok_s_hi: float | None = None
+    p95_ms_lo: float | None = None
+    p95_ms_hi: float | None = None
+    p99_ms_lo: float | None = None
+    p99_ms_hi: float | None = None
+    weights_gib: float | None = None
+    kv_cache_gib: float | None = None
+    kv_cache_tokens: int | None = None
+    other_gib: float | None = None
+    memory_kind: Literal["gpu", "host"] | None = None
+    kv_usage_peak: float | None = None
+    preemptions: int | None = None
+    prefix_hit_share: float | None = None
+    running_peak: int | None = None
+    waiting_peak: int | None = None
+    send_lag_p99_ms: float | None = None
+    loop_lag_p99_ms: float | None = None
+    coalesced_share: float | None = None
+    kernel: str | None = None
+    engine: str | None = None
+    engine_version: str | None = None
+    gpu: str | None = None
+    model: str | None = None
+    checkpoint_sha256: str | None = None
+    scenario: str | None = None
+    source: Source = "engine"
+    repeat: int = 1
+    requests: int = 0
+    """Completed requests begun inside the window: the n behind the percentiles."""
+    errors: int = 0
+    input_tokens_mean: float | None = None
+    output_tokens_mean: float | None = None
+    window_s: float | None = None
+    duration_s: float | None = None
+    started_at: str | None = None
+    usd_per_hour: float | None = None
+    utilisation: float | None = None
+    verdict_reasons: tuple[str, ...] = ()
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class Knee:
+    """Where a precision leaves the service level: the p95 crossing, bracketed by what was measured.
+
+    `safe_conc` is the largest tested concurrency that is safe to promise; `cross_lo`/`cross_hi` bound the interpolated
+    crossing, bracket width included (`cross_lo` 0: even the smallest tested one is in doubt; `cross_hi` None: open).
+    `cross` and `cross_lo` are None when no tested point meets the SLO. `beyond_range`: every tested point meets it, so
+    there is no knee in range. `cause`: kv_cache, max_num_seqs, client, compute, none (no knee), unknown (no counters).
+    """
+
+    precision: str
+    slo_p95_s: float
+    safe_conc: int | None = None
+    cross: float | None = None
+    cross_lo: float | None = None
+    cross_hi: float | None = None
+    beyond_range: bool = False
+    cause: str = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityLine:
+    """What one card carries in one precision at its operating point (the largest tested concurrency inside the SLO)."""
+
+    precision: str
+    slo_p95_s: float
+    users: int | None = None
+    tok_s: float | None = None
+    req_s: float | None = None
+    p95_ms: float | None = None
+    weights_gib: float | None = None
+    kv_cache_gib: float | None = None
+    kv_cache_tokens: int | None = None
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CostLine:
+    """$/1M output tokens in one precision at a stated operating point."""
+
+    precision: str
+    operating_point: str
+    conc: int | None = None
+    tok_s: float | None = None
+    usd_per_hour: float | None = None
+    utilisation: float | None = None
+    usd_per_1m_tokens: float | None = None
+    usd_per_1m_tokens_lo: float | None = None
+    usd_per_1m_tokens_hi: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Where and with what a run was measured; environment.json, machine paths and user names redacted."""
+
+    kneebench_version: str
+    git_commit: str | None
+    git_dirty: bool | None
+    python: str
+    platform: str
+    cpu: str
+    cpu_cores: int
+    memory_gib: float
+    gpu: str | None
+    gpu_memory_gib: float | None
+    driver: str | None
+    engine: str | None
+    engine_version: str | None
+    argv: tuple[str, ...]
+    started_at: str
+
+
+Record = TypeVar("Record")
+
+
+def header(record: type[Any]) -> tuple[str, ...]:
+    """Column names of a record's table: its field names, in order."""
+    return tuple(field.name for field in fields(record))
+
+
+def _readers(record: type[Any]) -> tuple[tuple[str, type[Any], bool], ...]:
+    """(field, plain type, may be missing) for each column; the plain type of a tuple is the tuple's item type."""
+    hints = typing.get_type_hints(record)
+    plan = []
+    for name in header(record):
+        hint, optional = hints[name], False
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+            options = [option for option in typing.get_args(hint) if option is not type(None)]
+            hint, optional = options[0], True
+        if typing.get_origin(hint) is Literal:
+            hint = str
+        plan.append((name, hint, optional))
+    return tuple(plan)
+
+
+def _write_cell(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise RecordError(f"{name} is {value}, which is no figure", remedy="write a missing figure as None")
+        return repr(value)
+    if isinstance(value, tuple):
+        return ";".join(_write_cell(name, item) for item in value)
+    return str(value)
+
+
+def _read_cell(text: str, hint: Any, optional: bool) -> Any:
+    if optional and text == "":
+        return None
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        return tuple(_read_cell(part, item, False) for part in text.split(";")) if text else ()
+    if hint is bool:
+        return {"true": True, "false": False}[text]
+    return hint(text)
+
+
+def to_row(record: Any) -> list[str]:
+    """A record as the cells of its CSV row. Raises RecordError for NaN and infinities."""
+    return [_write_cell(name, getattr(record, name)) for name in header(type(record))]
+
+
+def write_table(path: Path, records: Sequence[Any], record_type: type[Any]) -> None:
+    """Write a whole table at once, under a temporary name first: a reader never sees half of it."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header(record_type))
+    writer.writerows(to_row(record) for record in records)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text.getvalue(), encoding="utf-8")
+    partial.replace(path)
+
+
+class TableWriter:
+    """Appends records to a CSV as they come; each `add` can be made durable, so a crash loses no finished row.
+
+    A torn last line (a crash in the middle of a write) is cut off when the table is opened again.
+    """
+
+    def __init__(self, path: Path, record_type: type[Any]) -> None:
+        self._record_type = record_type
+        fresh = not path.exists() or path.stat().st_size == 0
+        if not fresh:
+            _cut_torn_line(path)
+            fresh = path.stat().st_size == 0
+        self._file = path.open("a", encoding="utf-8", newline="")
+        self._writer = csv.writer(self._file, lineterminator="\n")
+        if fresh:
+            self._writer.writerow(header(record_type))
+            self.flush(durable=True)
+
+    def add(self, record: Any, *, durable: bool = False) -> None:
+        self._writer.writerow(to_row(record))
+        if durable:
+            self.flush(durable=True)
+
+    def flush(self, *, durable: bool = False) -> None:
+        self._file.flush()
+        if durable:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if not self._file.closed:
+            self.flush(durable=True)
+            self._file.close()
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _cut_torn_line(path: Path) -> None:
+    with path.open("rb+") as file:
+        data = file.read()
+        if data and not data.endswith(b"\n"):
+            file.truncate(data.rfind(b"\n") + 1)
+
+
+def read_table(path: Path, record_type: type[Record]) -> list[Record]:
+    """Read a table back. Raises RecordError naming file, line and column for anything that does not fit."""
+    return list(_read_rows(path, record_type))
+
+
+def _read_rows(path: Path, record_type: type[Record]) -> Iterator[Record]:
+    plan = _readers(record_type)
+    try:
+        file = path.open(encoding="utf-8", newline="")
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror})", remedy="check the run directory") from error
+    with file:
+        rows = csv.reader(file)
+        names = next(rows, None)
+        _check_header(path, names, record_type)
+        for row in rows:
+            if len(row) != len(plan):
+                raise RecordError(f"{path.name} line {rows.line_num}: {len(row)} cells, {len(plan)} expected")
+            values = {}
+            for (name, hint, optional), text in zip(plan, row, strict=True):
+                try:
+                    values[name] = _read_cell(text, hint, optional)
+                except (ValueError, KeyError) as error:
+                    raise RecordError(f"{path.name} line {rows.line_num}: {name} cannot be {text!r}") from error
+            yield record_type(**values)
+
+
+def _check_header(path: Path, names: Iterable[str] | None, record_type: type[Any]) -> None:
+    expected = header(record_type)
+    given = tuple(names or ())
+    if given != expected:
+        missing = ", ".join(name for name in expected if name not in given) or "none"
+        unknown = ", ".join(name for name in given if name not in expected) or "none"
+        raise RecordError(
+            f"{path.name}: the columns are not those of {record_type.__name__} in schema {SCHEMA} "
+            f"(missing: {missing}; unknown: {unknown})",
+            remedy="read it with the kneebench version that wrote it (environment.json names it)",
+        )
