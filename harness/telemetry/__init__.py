@@ -1,0 +1,7 @@
+"""What the machine and the engine say of themselves while a load runs; each source missing is None, never an error.
+
+prometheus.py   the engine's own counters (/metrics)
+gpu.py          NVML: cards, memory
+host.py         processor, memory, the memory of a process tree
+watch.py        samples them in a thread while a cell runs
+"""
