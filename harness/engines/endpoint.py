@@ -1,0 +1,116 @@
+"""A server that runs already, here or elsewhere: `--endpoint URL`. Nothing is started, nothing is stopped.
+
+Of such an engine we know what it tells: its model names, its counters if it exports them, its version if it says.
+Kernel, weights and cache stay unknown, and every row says `source=endpoint`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from harness.engines import EngineCounters, EngineInfo, Target
+from harness.engines.address import Address
+from harness.errors import EngineError, InputError
+from harness.telemetry import prometheus
+
+API_KEY_VARIABLES = ("KNEEBENCH_API_KEY", "OPENAI_API_KEY")
+"""Where the key is looked for, in this order. No option takes it: command lines show in `ps` and histories."""
+
+
+class Endpoint:
+    """A server at a URL. Use `attach`."""
+
+    def __init__(self, target: Target, info: EngineInfo, client: httpx.Client) -> None:
+        self._target = target
+        self._info = info
+        self._client = client
+
+    @property
+    def target(self) -> Target:
+        return self._target
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    def counters(self) -> EngineCounters:
+        return prometheus.scrape(self._client)
+
+    def memory_gib(self) -> float | None:
+        return None  # it may be another machine's
+
+    def check(self) -> None:
+        try:
+            self._client.get("/v1/models")
+        except httpx.HTTPError as error:
+            raise EngineError(
+                f"{self._target.base_url} stopped answering: {_reason(error)}.", remedy="look at that server's own log"
+            ) from error
+
+
+@contextmanager
+def attach(url: str, model: str | None = None) -> Iterator[Endpoint]:
+    """Check that the server answers and knows the model, and yield it. `model` None: the only one that it offers."""
+    address = Address.parse(url)
+    base_url = address.base_url
+    api_key = next((os.environ[name] for name in API_KEY_VARIABLES if os.environ.get(name)), None)
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    loopback = address.host in ("127.0.0.1", "localhost", "::1")
+    with httpx.Client(base_url=base_url, headers=headers, timeout=10.0, trust_env=not loopback) as client:
+        offered = _offered(client, base_url)
+        served = _choose(base_url, model, offered)
+        info = EngineInfo(engine="endpoint", engine_version=_version(client), source="endpoint")
+        yield Endpoint(Target(base_url, served, api_key), info, client)
+
+
+def _offered(client: httpx.Client, base_url: str) -> list[str]:
+    try:
+        reply = client.get("/v1/models")
+    except httpx.HTTPError as error:
+        raise InputError(
+            f"--endpoint {base_url}: does not answer ({_reason(error)}).",
+            remedy="check the address and that the server runs; only the part before /v1 is wanted",
+        ) from error
+    if reply.status_code in (401, 403):
+        raise InputError(
+            f"--endpoint {base_url}: wants an API key (HTTP {reply.status_code}).",
+            remedy=f"put the right one into the environment variable {' or '.join(API_KEY_VARIABLES)}",
+        )
+    try:
+        reply.raise_for_status()
+        listed: Any = reply.json()
+        return [str(item["id"]) for item in listed["data"]]
+    except (httpx.HTTPStatusError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"--endpoint {base_url}: /v1/models does not answer as an OpenAI-compatible server (HTTP "
+            f"{reply.status_code}).",
+            remedy="check the address: only the part before /v1 is wanted",
+        ) from error
+
+
+def _choose(base_url: str, model: str | None, offered: list[str]) -> str:
+    if model in offered:
+        return str(model)
+    if model is None and len(offered) == 1:
+        return offered[0]
+    problem = "name one of its models" if model is None else f"serves no model named {model!r}"
+    raise InputError(f"--endpoint {base_url}: {problem}.", allowed=", ".join(sorted(offered)) or "it offers none")
+
+
+def _version(client: httpx.Client) -> str | None:
+    """vLLM tells its version at /version; others do not."""
+    try:
+        reply = client.get("/version")
+        told: Any = reply.json() if reply.status_code == 200 else {}
+        return str(told["version"])
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _reason(error: httpx.HTTPError) -> str:
+    return str(error) or type(error).__name__
