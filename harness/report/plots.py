@@ -1,0 +1,390 @@
+"""The four figures of a run, as PNG for a README and SVG for print. The only module that imports matplotlib.
+
+One reading rule for all: colour and marker are the precision, the line's name stands at its end, bars are 95 %
+intervals, a hollow marker is a suspect point, a hollow one struck through is invalid and joins no line. Colours are
+Okabe and Ito's, which survive the common colour blindnesses; the marker says the same without colour. Sizes are set
+for 700 px of width. Nothing in a file depends on the day or on chance, so the same run gives the same bytes.
+
+Over 300 lines because the four share their marks: curves, knees, label placement and axes are written once for all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+from harness.analysis.capacity import label, memory_split, users
+from harness.analysis.cost import price
+from harness.analysis.levels import levels, precision_order
+from harness.records import CostLine, Knee, SweepPoint
+from harness.report.placing import nice_ticks, spread
+
+STYLES = (
+    ("#0072B2", "o"),  # blue
+    ("#D55E00", "s"),  # vermillion
+    ("#009E73", "^"),  # bluish green
+    ("#CC79A7", "D"),  # reddish purple
+    ("#E69F00", "v"),  # orange
+    ("#56B4E9", "P"),  # sky blue
+    ("#000000", "X"),
+)
+INK, FAINT, GRID = "#333333", "#767676", "#E6E6E6"
+USERS = "concurrent users, log scale"
+PARTS = (
+    ("weights_gib", "weights", "#4D4D4D", "white", "#4D4D4D"),
+    ("kv_cache_gib", "KV cache", "#56B4E9", "#333333", "#0F6CA6"),
+    ("other_gib", "other", "#D0D0D0", "#333333", "#767676"),
+)
+"""Column, name, and three inks: bar, figure on the bar, name above it (dark enough for white paper)."""
+CAUSES = {
+    "kv_cache": "KV cache full",
+    "max_num_seqs": "max_num_seqs",
+    "client": "load generator",
+    "compute": "compute",
+    "unknown": "cause unknown",
+}
+
+Figures = tuple[float | None, float | None, float | None]
+"""A figure and the ends of its interval."""
+Value = Callable[[SweepPoint], Figures]
+End = tuple[str, str, float, float]
+"""A line's end: label, colour, x, y in data coordinates."""
+
+_RC: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs everywhere
+    "font.size": 10,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.constrained_layout.h_pad": 0.1,
+    "svg.hashsalt": "kneebench",
+    "svg.fonttype": "path",
+}
+
+
+def write_figures(
+    points: Sequence[SweepPoint],
+    knees: Sequence[Knee],
+    costs: Sequence[CostLine],
+    out_dir: Path,
+    *,
+    card_gib: float | None = None,
+) -> list[Path]:
+    """Write every figure that has something to show; PNG and SVG of each, in the order of the report.
+
+    `card_gib` is the card's whole memory, drawn as the end of the scale where known.
+    """
+    figures: dict[str, Callable[[], Figure]] = {}
+    if any(point.p95_ms is not None for point in points):
+        figures["latency"] = lambda: latency(points, knees)
+    if any(point.tok_s for point in points):
+        figures["throughput"] = lambda: throughput(points)
+    if any(line.total_gib for line in memory_split(points)):
+        figures["memory"] = lambda: memory(points, card_gib)
+    if any(line.usd_per_1m_tokens for line in costs):
+        figures["cost"] = lambda: cost(points, costs)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    written = []
+    with matplotlib.rc_context(_RC):
+        for name, draw in figures.items():
+            figure = draw()
+            for suffix, unwritten in (("png", ("Software",)), ("svg", ("Date", "Creator"))):
+                path = out_dir / f"{name}.{suffix}"
+                figure.savefig(path, dpi=200, facecolor="white", metadata=dict.fromkeys(unwritten))
+                written.append(path)
+    return written
+
+
+def latency(points: Sequence[SweepPoint], knees: Sequence[Knee]) -> Figure:
+    """p95 over concurrency, both log: the knee's interpolation is then the line itself. Below it a strip of knees."""
+    figure = Figure(figsize=(7, 4.2 + 0.22 * len(knees)), layout="constrained")
+    upper, strip = figure.subplots(2, 1, sharex=True, height_ratios=(12, 0.6 + 0.9 * len(knees)))
+    slo_s = knees[0].slo_p95_s
+    _title(upper, "p95 latency against users", "seconds from intended send to last token, log scale")
+    ends = _curves(upper, points, _p95_s)
+    _concurrency_axis(upper, points)
+    _log_axis(upper, [slo_s, *_shown(points, _p95_s)], "{:g}")
+    upper.axhline(slo_s, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1.5)
+    right = upper.get_xlim()[1]
+    _end_labels(upper, [*ends, (f"SLO {slo_s:g} s", INK, right, slo_s)])
+    upper.tick_params(axis="x", which="both", labelbottom=False, length=0)
+    upper.spines["bottom"].set_visible(False)
+    _knee_strip(upper, strip, points, knees)
+    strip.set_xlabel(USERS)
+    _note(figure, points, _p95_s)
+    return figure
+
+
+def throughput(points: Sequence[SweepPoint]) -> Figure:
+    """Output tokens per second over concurrency, from zero."""
+    figure = Figure(figsize=(7, 4.1), layout="constrained")
+    axes = figure.subplots()
+    _title(axes, "Throughput against users", "output tokens per second, inside the measured window")
+    ends = _curves(axes, points, _tok_s)
+    _concurrency_axis(axes, points)
+    axes.set_ylim(0, max(_shown(points, _tok_s)) * 1.06)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_xlabel(USERS)
+    _end_labels(axes, ends)
+    _note(figure, points, _tok_s)
+    return figure
+
+
+def memory(points: Sequence[SweepPoint], card_gib: float | None = None) -> Figure:
+    """What the engine holds: weights, KV cache, other, in GiB; one bar for each precision."""
+    rows = [line for line in memory_split(points) if line.total_gib]
+    host = any(line.kind == "host" for line in rows)
+    limit = None if host else card_gib
+    reach = max([limit or 0.0, *(line.total_gib for line in rows)])
+    figure = Figure(figsize=(7, 1.5 + 0.55 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    subtitle = "GiB held by the engine" + (", on a CPU" if host else "")
+    _title(axes, "Host memory split" if host else "VRAM split", subtitle, pad=34)
+    names: list[tuple[str, str, float]] = []
+    for y, line in enumerate(rows):
+        left = 0.0
+        for field, name, colour, ink, name_ink in PARTS:
+            size = getattr(line, field)
+            if not size:
+                continue
+            axes.barh(y, size, left=left, height=0.6, color=colour, edgecolor="white", linewidth=1)
+            if size > 0.07 * reach:
+                axes.text(left + size / 2, y, _gib(size), ha="center", va="center", color=ink)
+            if y == 0:
+                names.append((name, name_ink, (left + size / 2) / reach))
+            left += size
+        room = f", {line.kv_cache_tokens:,} KV tokens" if line.kv_cache_tokens else ""
+        axes.annotate(f"{_gib(left)} GiB{room}", (max(left, limit or 0), y), (6, 0), textcoords="offset points",
+                      va="center", fontsize=9)  # fmt: skip
+    if limit:
+        axes.axvline(limit, color=INK, linewidth=1.2, linestyle=(0, (5, 3)))
+        names.append((f"card {limit:.1f}", INK, limit / reach))
+    axes.set_xlim(0, reach * 1.005)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    for (name, colour, _), x in zip(names, spread([x for _, _, x in names], 0.16), strict=True):
+        axes.annotate(name, (x, 1), (0, 3), xycoords="axes fraction", textcoords="offset points", ha="center",
+                      color=colour, fontweight="bold", fontsize=9)  # fmt: skip
+    axes.set_yticks(range(len(rows)), [_name(line.precision) for line in rows])
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_visible(False)  # every bar carries its figures
+    axes.spines[["left", "bottom"]].set_visible(False)
+    return figure
+
+
+def cost(points: Sequence[SweepPoint], costs: Sequence[CostLine]) -> Figure:
+    """$/1M output tokens over concurrency, both log; the operating points ringed, their prices at the lines' ends."""
+    figure = Figure(figsize=(7, 4.1), layout="constrained")
+    axes = figure.subplots()
+    _title(axes, "Price of a million output tokens", "USD, log scale; ring: operating point, most users inside the SLO")
+    operating = {
+        _name(line.precision): line for line in reversed(costs)
+    }  # the first line of each is its operating point
+    ends = []
+    for name, colour, x, y in _curves(axes, points, price):
+        line = operating.get(name)
+        if line is None:  # an invalid mark
+            text = name
+        elif line.usd_per_1m_tokens is None or line.conc is None:
+            text = f"{name}\nnever inside SLO"
+        else:
+            text = f"{name}\n{_usd(line.usd_per_1m_tokens)} at {users(line.conc)}"
+            at = line.conc * _dodge(points, line.precision), line.usd_per_1m_tokens
+            axes.plot(*at, "o", markersize=15, fillstyle="none", color=colour, markeredgewidth=1.8)
+        ends.append((text, colour, x, y))
+    _concurrency_axis(axes, points)
+    _log_axis(axes, _shown(points, price), r"\${:g}")
+    axes.set_xlabel(USERS)
+    _end_labels(axes, ends)
+    _note(figure, points, price)
+    return figure
+
+
+def _curves(axes: Axes, points: Sequence[SweepPoint], value: Value) -> list[End]:
+    """Draw a line for each precision; returns where each one ends, for its label.
+
+    An invalid mark is returned as an end without a name: labels keep clear of it.
+    """
+    ends: list[End] = []
+    for index, precision in enumerate(precision_order(points)):
+        colour, marker = STYLES[index % len(STYLES)]
+        shift = _dodge(points, precision)
+        own = [level for level in levels(points) if level.precision == precision]
+        line = [(level.conc * shift, y, level) for level in own if (y := value(level)[0])]
+        axes.plot([x for x, *_ in line], [y for _, y, _ in line], color=colour, linewidth=1.8, zorder=2)
+        for x, y, level in line:
+            _, low, high = value(level)
+            if low is not None and high is not None:
+                axes.plot([x, x], [low, high], color=colour, linewidth=1.2, marker="_", markersize=8, zorder=2)
+            face = colour if level.verdict == "valid" else "white"
+            axes.plot(x, y, marker, markersize=6, color=colour, markerfacecolor=face, markeredgewidth=1.6, zorder=3)
+        for point in points:
+            if point.precision == precision and point.verdict == "invalid" and (y := value(point)[0]):
+                x = point.conc * shift
+                axes.plot(x, y, marker, markersize=8, color=colour, markerfacecolor="white", zorder=3)
+                axes.plot(x, y, "x", markersize=11, color=colour, zorder=4)
+                ends.append(("", colour, x, y))
+        if line:
+            ends.append((_name(precision), colour, *line[-1][:2]))
+    return ends
+
+
+def _knee_strip(upper: Axes, strip: Axes, points: Sequence[SweepPoint], knees: Sequence[Knee]) -> None:
+    """One row for each knee under the curves: the bar is its interval, the diamond the interpolated crossing."""
+    order = precision_order(points)
+    left, right = strip.get_xlim()
+    bottom = upper.get_ylim()[0]
+    for y, knee in enumerate(knees):
+        colour = STYLES[order.index(knee.precision) % len(STYLES)][0]
+        if knee.cross_lo is None:
+            strip.text(left, y, "  no tested concurrency is inside the SLO", va="center", fontsize=9, color=colour)
+            continue
+        low, high = max(knee.cross_lo, left), knee.cross_hi or right
+        strip.plot([low, high], [y, y], color=colour, linewidth=6, alpha=0.35, solid_capstyle="butt")
+        if knee.cross_hi is None:
+            strip.plot(right, y, ">", color=colour, markersize=7, clip_on=False)
+        x = None
+        if knee.cross is not None:
+            x = knee.cross * _dodge(points, knee.precision)
+            strip.plot(x, y, "D", color=colour, markersize=6)
+            strip.plot([x, x], [y, -0.9], color=colour, linewidth=1, linestyle=":")
+            upper.plot([x, x], [bottom, knee.slo_p95_s], color=colour, linewidth=1, linestyle=":", zorder=1)
+            upper.plot(x, knee.slo_p95_s, "D", color=colour, markersize=6, markeredgecolor="white", zorder=4)
+        room_left, room_right = math.log(low / left), math.log(right / high)
+        side, end, push = ("left", high, 7) if room_right > room_left else ("right", low, -7)
+        place: dict[str, Any] = {"xytext": (push, 0), "textcoords": "offset points", "ha": side, "va": "center"}
+        if max(room_left, room_right) < 0.45 * math.log(right / left):
+            # No room beside the bar: on it, in the longer part that the diamond leaves.
+            halves = ((low, x), (x, high)) if x else ((low, high),)
+            end = math.sqrt(math.prod(max(halves, key=lambda half: half[1] / half[0])))
+            place |= {"ha": "center", "xytext": (0, 0), "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1.5}}
+        strip.annotate(_knee_text(knee), (end, y), fontsize=9, color=colour, **place)
+    strip.set_ylim(len(knees) - 0.4, -0.9)
+    strip.set_yticks(range(len(knees)), [f"{_name(knee.precision)} knee" for knee in knees], fontsize=9)
+    strip.tick_params(axis="y", length=0)
+    strip.spines["left"].set_visible(False)
+
+
+def _knee_text(knee: Knee) -> str:
+    if knee.beyond_range:
+        return f"none in range, safe up to {knee.safe_conc}" if knee.safe_conc else "none in range, none safe"
+    if knee.cross_hi is None:
+        span = f"above {knee.cross_lo:.0f}" if knee.cross_lo else "not bounded"
+    else:
+        span = f"{knee.cross_lo:.0f}–{knee.cross_hi:.0f}" if knee.cross_lo else f"below {knee.cross_hi:.0f}"
+    return f"at {knee.cross:.0f} users ({span}), {CAUSES.get(knee.cause, knee.cause)}"
+
+
+def _title(axes: Axes, title: str, subtitle: str, pad: float = 22) -> None:
+    axes.set_title(title, pad=pad)
+    place: dict[str, Any] = {"xytext": (0, pad - 15), "xycoords": "axes fraction", "textcoords": "offset points"}
+    axes.annotate(subtitle, (0, 1), fontsize=9, color=FAINT, **place)
+
+
+def _concurrency_axis(axes: Axes, points: Sequence[SweepPoint]) -> None:
+    """Log axis with a tick at each tested concurrency, less those too near to the one before."""
+    tested = sorted({point.conc for point in points})
+    octaves = max(math.log2(tested[-1] / tested[0]), 1.0)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(tested[0] / 2 ** (0.06 * octaves), tested[-1] * 2 ** (0.03 * octaves))
+    ticks: list[int] = []
+    for conc in reversed(tested):  # from the large end: that is where the knee is
+        if not ticks or math.log2(ticks[-1] / conc) > 0.05 * octaves:
+            ticks.append(conc)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FixedFormatter([str(tick) for tick in ticks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _log_axis(axes: Axes, shown: Sequence[float], form: str) -> None:
+    low, high = min(shown) / 1.15, max(shown) * 1.15
+    ticks = nice_ticks(low, high)
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_major_formatter(FixedFormatter([form.format(tick) for tick in ticks]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+
+
+def _end_labels(axes: Axes, ends: Sequence[End]) -> None:
+    """Name each line at its end; labels that would touch move apart."""
+    to_fraction = axes.transScale + axes.transLimits
+    places = [to_fraction.transform((x, y)) for _, _, x, y in ends]
+    gap = 0.062 * max((text.count("\n") + 1 for text, *_ in ends), default=1)
+    heights = spread([float(place[1]) for place in places], gap)
+    floor = gap / 2 - 0.02  # nothing below the axis
+    for rank, index in enumerate(sorted(range(len(heights)), key=heights.__getitem__)):
+        heights[index] = max(heights[index], floor + rank * gap)
+    for (text, colour, *_), place, height in zip(ends, places, heights, strict=True):
+        axes.annotate(text, (float(place[0]), height), (13, 0), xycoords="axes fraction", textcoords="offset points",
+                      va="center", color=colour, fontweight="bold", annotation_clip=False)  # fmt: skip
+
+
+def _note(figure: Figure, points: Sequence[SweepPoint], value: Value) -> None:
+    """Say what hollow means where something is hollow, and name what could not be drawn."""
+    parts = []
+    if any(point.verdict == "suspect" and value(point)[0] for point in points):
+        parts.append("hollow: suspect")
+    if any(point.verdict == "invalid" and value(point)[0] for point in points):
+        parts.append("struck through: invalid, no part of the line")
+    absent = dict.fromkeys(f"{_name(point.precision)} at {point.conc}" for point in points if not value(point)[0])
+    if absent:
+        parts.append("no figure: " + ", ".join(absent))
+    if parts:
+        figure.supxlabel(" · ".join(parts), x=0.01, ha="left", fontsize=8.5, color=FAINT)
+
+
+def _dodge(points: Sequence[SweepPoint], precision: str) -> float:
+    """A few pixels sideways for each precision, as a factor on a log axis: equal points do not hide each other."""
+    order = precision_order(points)
+    concs = [point.conc for point in points]
+    octaves = max(math.log2(max(concs) / min(concs)), 1.0)
+    return float(2 ** (0.012 * octaves * (order.index(precision) - (len(order) - 1) / 2)))
+
+
+def _shown(points: Sequence[SweepPoint], value: Value) -> list[float]:
+    """Every positive figure that the axes must hold, interval ends included."""
+    return [number for point in [*points, *levels(points)] for number in value(point) if number and number > 0]
+
+
+def _p95_s(point: SweepPoint) -> Figures:
+    return _seconds(point.p95_ms), _seconds(point.p95_ms_lo), _seconds(point.p95_ms_hi)
+
+
+def _tok_s(point: SweepPoint) -> Figures:
+    return point.tok_s, point.tok_s_lo, point.tok_s_hi
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1e3
+
+
+def _name(precision: str) -> str:
+    """The precision as a figure has room for it."""
+    name = label(precision).replace("$", r"\$")  # two bare dollars would be a formula
+    return name if len(name) <= 14 else name[:13] + "…"
+
+
+def _gib(value: float) -> str:
+    return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
+def _usd(value: float) -> str:
+    return rf"\${value:,.2f}" if value >= 1 else rf"\${value:#.2g}"

@@ -1,0 +1,126 @@
+"""A run directory as a report sees it: points.csv, run.toml and environment.json, nothing else.
+
+The table is read strictly (a wrong column is an error), the two descriptions leniently: they only say with what the
+table was made, and a report of an older run is worth more than a complaint about a missing key.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from harness.errors import InputError
+from harness.records import Scenario, SweepPoint, read_table
+
+_NEEDED = ("points.csv", "run.toml")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run, read. `scenario` and `settings` are the tables [scenario] and [run] of run.toml."""
+
+    name: str
+    points: list[SweepPoint]
+    scenario: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+    @property
+    def slo_p95_s(self) -> float:
+        """The service level in seconds; the scenario's default where the run does not say."""
+        return float(self.scenario.get("slo_p95_s", Scenario("").slo_p95_s))
+
+    @property
+    def model(self) -> str:
+        """The model as the rows name it, else run.toml; of a path on somebody's machine only its last part."""
+        name = str(self.common("model") or self.settings.get("model") or "unnamed model")
+        return PurePosixPath(name).name if name.startswith(("/", "~")) else name
+
+    @property
+    def machine(self) -> str:
+        """What the headline speaks of: the card, else the CPU and that it is one, else the endpoint."""
+        if self.source == "endpoint":
+            return "this endpoint"
+        gpu = self.common("gpu") or self.environment.get("gpu")
+        if gpu and self.device == "gpu":
+            return str(gpu)
+        if self.device != "host":
+            return "this machine"
+        cores = self.environment.get("cpu_cores")
+        return f"{self.environment.get('cpu') or 'a CPU'} ({f'{cores} cores, ' if cores else ''}CPU only)"
+
+    @property
+    def device(self) -> str | None:
+        """Where the engine ran: gpu, host, or None when nobody says (an endpoint)."""
+        kinds = {point.memory_kind for point in self.points if point.memory_kind}
+        if kinds:
+            return "host" if "host" in kinds else "gpu"
+        if self.source == "endpoint":
+            return None
+        if self.common("gpu") or self.environment.get("gpu"):
+            return "gpu"
+        return "host" if "gpu" in self.environment else None
+
+    @property
+    def source(self) -> str:
+        """engine, dummy-weights or endpoint: one run has one."""
+        return self.points[0].source
+
+    @property
+    def scenario_name(self) -> str:
+        """As run.toml says, else as the rows do."""
+        return str(self.scenario.get("name") or self.common("scenario") or "unnamed")
+
+    def common(self, column: str) -> Any:
+        """The first value that any row gives in this column."""
+        return common(self.points, column)
+
+
+def load_run(run_dir: Path) -> Run:
+    """Read a run directory. Raises InputError when it is none, RecordError when its table cannot be read."""
+    missing = [name for name in _NEEDED if not (run_dir / name).is_file()]
+    if missing:
+        what = "is no run" if run_dir.is_dir() else "is no directory"
+        raise InputError(
+            f"{run_dir} {what}: {' and '.join(missing)} not there",
+            allowed="a directory that `bench sweep` wrote, results/<run>",
+            remedy="name one of the directories under results/",
+        )
+    points = read_table(run_dir / "points.csv", SweepPoint)
+    if not points:
+        raise InputError(f"{run_dir}: points.csv holds no row yet", remedy="let the sweep finish at least one cell")
+    try:
+        toml = tomllib.loads((run_dir / "run.toml").read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{run_dir / 'run.toml'}: {error}", remedy="restore the file as the sweep wrote it") from error
+    return Run(
+        name=run_dir.resolve().name,
+        points=points,
+        scenario=_table(toml, "scenario"),
+        settings=_table(toml, "run"),
+        environment=_environment(run_dir / "environment.json"),
+    )
+
+
+def _table(toml: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    table = toml.get(name, {})
+    return table if isinstance(table, dict) else {}
+
+
+def _environment(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {error}", remedy="restore the file, or remove it to report without it") from error
+    return value if isinstance(value, dict) else {}
+
+
+def common(points: Sequence[SweepPoint], column: str) -> Any:
+    """The first value that a row gives in this column."""
+    return next((value for point in points if (value := getattr(point, column)) is not None), None)

@@ -1,0 +1,147 @@
+"""The knee: hand-computed crossings, honest intervals, causes, and the promise that never exceeds what was tested."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.analysis.knee import find_knee
+from harness.records import Knee, SweepPoint
+
+SLO_S = 3.0
+
+
+def row(conc: int, p95_s: float | None, half_s: float = 0.0, **more: object) -> SweepPoint:
+    """A level whose p95 is p95_s ± half_s."""
+    values: dict[str, object] = {"verdict": "valid", **more}
+    if p95_s is not None:
+        values |= {"p95_ms": p95_s * 1e3, "p95_ms_lo": (p95_s - half_s) * 1e3, "p95_ms_hi": (p95_s + half_s) * 1e3}
+    return SweepPoint("run", "awq", conc, **values)  # type: ignore[arg-type]
+
+
+def knee(*rows: SweepPoint) -> Knee:
+    return find_knee(rows, SLO_S)
+
+
+def test_crossing_is_interpolated_on_log_axes() -> None:
+    """8 users at 1.5 s, 32 at 6 s: slope ln 4 / ln 4 = 1, so p95 doubles to 3 s where the users double: 16."""
+    found = knee(row(1, 0.5), row(8, 1.5), row(32, 6.0))
+    assert found.cross == pytest.approx(16.0)
+    assert (found.safe_conc, found.cross_lo, found.cross_hi, found.beyond_range) == (8, 8.0, 32.0, False)
+
+
+def test_interval_grows_by_levels_in_doubt() -> None:
+    """16 users at 2.9 ± 0.2 s may be outside and 32 at 3.1 ± 0.2 s may be inside: the knee is between 8 and 64."""
+    found = knee(row(8, 1.0, 0.1), row(16, 2.9, 0.2), row(32, 3.1, 0.2), row(64, 6.0, 0.2))
+    assert (found.safe_conc, found.cross_lo, found.cross_hi) == (8, 8.0, 64.0)
+    assert found.cross is not None and 16 < found.cross < 32
+
+
+def test_all_inside_is_no_knee_in_range() -> None:
+    assert knee(row(1, 0.5), row(32, 2.0)) == Knee("awq", SLO_S, 32, None, 32.0, None, True, "none")
+
+
+def test_all_inside_but_the_last_in_doubt_promises_less() -> None:
+    found = knee(row(8, 0.5), row(32, 2.9, 0.3))
+    assert (found.safe_conc, found.beyond_range, found.cross_hi) == (8, True, None)
+
+
+def test_none_inside() -> None:
+    found = knee(row(1, 4.0), row(8, 9.0))
+    assert (found.safe_conc, found.cross, found.cross_lo, found.cross_hi, found.beyond_range) == (None,) * 4 + (False,)
+
+
+def test_smallest_level_in_doubt_promises_nothing() -> None:
+    found = knee(row(1, 2.9, 0.2), row(8, 9.0))
+    assert (found.safe_conc, found.cross_lo, found.cross_hi) == (None, 0.0, 8.0)
+
+
+@pytest.mark.parametrize(("p95_s", "safe"), [(2.0, 1), (4.0, None)])
+def test_single_point(p95_s: float, safe: int | None) -> None:
+    found = knee(row(1, p95_s))
+    assert (found.safe_conc, found.beyond_range) == (safe, safe is not None)
+
+
+def test_outlier_ends_the_promise_and_widens_the_interval() -> None:
+    """16 users were seen outside, 32 inside again: promise 8, and no more than that the knee lies below 64."""
+    found = knee(row(8, 1.0), row(16, 3.5), row(32, 2.5), row(64, 6.0))
+    assert (found.safe_conc, found.cross_lo, found.cross_hi) == (8, 8.0, 64.0)
+    assert found.cross is not None and 8 < found.cross < 16
+
+
+def test_invalid_points_are_left_out() -> None:
+    """Without the invalid 16 the bracket is 8..32."""
+    found = knee(row(8, 1.0), row(16, 99.0, verdict="invalid"), row(32, 6.0))
+    assert (found.cross_lo, found.cross_hi) == (8.0, 32.0)
+
+
+def test_point_without_p95_is_left_out() -> None:
+    assert knee(row(8, 1.0), row(16, None)).safe_conc == 8
+
+
+def test_nothing_usable() -> None:
+    assert knee(row(8, None, verdict="invalid")) == Knee("awq", SLO_S)
+
+
+@pytest.mark.parametrize(
+    ("counters", "cause"),
+    [
+        ({"preemptions": 2, "waiting_peak": 3, "running_peak": 8}, "kv_cache"),
+        ({"preemptions": 0, "kv_usage_peak": 0.95, "waiting_peak": 0, "running_peak": 32}, "kv_cache"),
+        ({"preemptions": 0, "kv_usage_peak": 0.5, "waiting_peak": 24, "running_peak": 8}, "max_num_seqs"),
+        ({"preemptions": 0, "kv_usage_peak": 0.5, "waiting_peak": 1, "running_peak": 31}, "compute"),
+        ({"preemptions": 0, "kv_usage_peak": 0.5, "waiting_peak": 0, "running_peak": 32}, "compute"),
+        ({"verdict": "suspect", "verdict_reasons": ("client_bound",)}, "client"),
+        ({}, "unknown"),
+    ],
+)
+def test_cause(counters: dict[str, object], cause: str) -> None:
+    assert knee(row(8, 1.0, running_peak=8, waiting_peak=0), row(32, 6.0, **counters)).cause == cause
+
+
+def test_range_that_the_client_ended() -> None:
+    beyond = row(64, 5.0, verdict="invalid", verdict_reasons=("client_bound",))
+    assert knee(row(32, 2.0), beyond).cause == "client"
+
+
+def test_two_precisions_are_refused() -> None:
+    with pytest.raises(ValueError, match="one precision"):
+        find_knee([SweepPoint("r", "awq", 1), SweepPoint("r", "bf16", 1)], SLO_S)
+
+
+rows = st.lists(
+    st.tuples(
+        st.sampled_from([1, 2, 4, 8, 16, 32, 64]),
+        st.floats(0.01, 30),
+        st.floats(0, 0.9),
+        st.sampled_from(["valid", "invalid"]),
+    ),
+    min_size=1,
+    max_size=7,
+    unique_by=lambda entry: entry[0],
+)
+
+
+@given(rows)
+def test_promise_was_tested_and_every_level_up_to_it_is_surely_inside(
+    entries: list[tuple[int, float, float, str]],
+) -> None:
+    points = [row(conc, p95, p95 * share, verdict=verdict) for conc, p95, share, verdict in entries]
+    found = find_knee(points, SLO_S)
+    usable = [point for point in points if point.verdict == "valid"]
+    if found.safe_conc is not None:
+        assert found.safe_conc in {point.conc for point in usable}
+        assert all((point.p95_ms_hi or 0) <= SLO_S * 1e3 for point in usable if point.conc <= found.safe_conc)
+    if found.cross is not None and found.cross_lo is not None:
+        assert found.cross_lo - 1e-9 <= found.cross <= (found.cross_hi or float("inf")) + 1e-9
+    assert found == find_knee(list(reversed(points)), SLO_S)
+
+
+@given(rows, st.floats(0.1, 10))
+def test_faster_server_promises_no_less(entries: list[tuple[int, float, float, str]], factor: float) -> None:
+    def safe(scale: float) -> int:
+        points = [row(conc, p95 * scale, p95 * scale * share) for conc, p95, share, _ in entries]
+        return find_knee(points, SLO_S).safe_conc or 0
+
+    assert safe(min(factor, 1.0)) >= safe(1.0) >= safe(max(factor, 1.0))
