@@ -1,0 +1,312 @@
+"""The command line: parse, call, print; nothing else. Heavy imports stand inside the command that needs them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness import __version__
+from harness.errors import InputError, KneebenchError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    help="BF16 or INT4, how many users, at what cost, and what breaks? Serve, load, measure, report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+engine_app = typer.Typer(help="The environment that vLLM runs in.", no_args_is_help=True)
+app.add_typer(engine_app, name="engine")
+
+
+_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line; a KneebenchError becomes one clear message and its exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except KneebenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    except BrokenPipeError:  # `bench ... | head`
+        sys.stderr.close()
+        raise SystemExit(141) from None
+    except Exception as error:
+        # Usage errors of the parser itself carry their own formatting and exit code 2.
+        show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+        if show is None or code is None:
+            raise
+        show()
+    if code == _INTERRUPTED:  # typer turns Ctrl-C into this
+        print("interrupted; every finished row is on disk", file=sys.stderr)
+    if isinstance(code, int) and code:
+        raise SystemExit(code)
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if show:
+        print(f"kneebench {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def sweep(
+    model: Annotated[
+        str, typer.Option(help="demo, a directory, a hub name, or shape:NAME (architecture alone, random weights).")
+    ] = "demo",
+    precisions: Annotated[
+        str | None, typer.Option(help="bf16, rtn, awq, or NAME=PATH|HUB-ID for a checkpoint that exists. [bf16,awq]")
+    ] = None,
+    conc: Annotated[str, typer.Option(help="Concurrent users, one cell each.")] = "1,8,16,32",
+    scenario: Annotated[str, typer.Option(help="A name (chat, batch, rag) or a .toml file.")] = "chat",
+    input_tokens: Annotated[int | None, typer.Option(help="Mean prompt length; overrides the scenario.")] = None,
+    output_tokens: Annotated[int | None, typer.Option(help="Mean answer length; overrides the scenario.")] = None,
+    requests: Annotated[
+        int | None, typer.Option(help="Requests in each cell's window; overrides the scenario.")
+    ] = None,
+    slo_p95: Annotated[str | None, typer.Option(help="Service level on p95, as 3s or 800ms.")] = None,
+    usd_per_hour: Annotated[float | None, typer.Option(help="Price of the card.")] = None,
+    utilisation: Annotated[float | None, typer.Option(help="Share of the hour under this load, 0 to 1.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of prompts and lengths.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Server sessions for each precision, interleaved ABBA.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Run directory. [results/<date>-<model>-<scenario>]")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Measure a server that runs already; key from KNEEBENCH_API_KEY.")
+    ] = None,
+    api: Annotated[str | None, typer.Option(help="completions or chat; overrides the scenario.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Text for AWQ: .txt or .jsonl. [the model's own]")] = None,
+    engine_python: Annotated[Path | None, typer.Option(help="Python of an environment that has vLLM.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port for vLLM on loopback. [a free one]")] = None,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="vLLM's limit on requests in a batch.")] = 256,
+    gpu_memory_utilization: Annotated[float, typer.Option(min=0.05, max=1.0, help="vLLM's share of the card.")] = 0.9,
+    kv_cache_gib: Annotated[float | None, typer.Option(min=0.1, help="KV cache on a CPU machine.")] = None,
+    engine_arg: Annotated[list[str] | None, typer.Option(help="Passed to vLLM as it is; may be repeated.")] = None,
+) -> None:
+    """Quantize what is missing, serve each precision, drive it with load, write CSVs and the report."""
+    from harness.engines.address import Address
+    from harness.progress import Progress
+    from harness.scenario import load_scenario
+    from harness.sweep import parse_concurrencies
+
+    plan = load_scenario(
+        scenario,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        requests=requests,
+        slo_p95_s=None if slo_p95 is None else parse_duration(slo_p95, "--slo-p95"),
+        usd_per_hour=usd_per_hour,
+        utilisation=utilisation,
+        seed=seed,
+        api=_one_of(api, "--api", ("completions", "chat")),
+    )
+    concurrencies = tuple(parse_concurrencies(conc))
+    if endpoint is not None:
+        Address.parse(endpoint)
+        if model == "demo":
+            raise InputError(
+                "--endpoint without --model",
+                allowed="the name that the server knows the model by",
+                remedy="add --model NAME",
+            )
+
+    from harness import job
+
+    request = job.SweepRequest(
+        scenario=plan,
+        concurrencies=concurrencies,
+        model=model,
+        precisions=_listed(precisions) if precisions else ("served",) if endpoint else ("bf16", "awq"),
+        repeats=repeats,
+        out=out,
+        endpoint=endpoint,
+        engine_python=engine_python,
+        calibration=calibration,
+        port=port,
+        max_num_seqs=max_num_seqs,
+        gpu_memory_utilization=gpu_memory_utilization,
+        kv_cache_gib=kv_cache_gib,
+        engine_args=tuple(engine_arg or ()),
+    )
+    console = _console()
+    with Progress(console, plan.requests) as progress:
+        run_dir = job.sweep(request, progress, argv=sys.argv[1:])
+    _show_run(console, run_dir)
+    _report(console, run_dir, None)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run directory, results/<run>.")],
+    out: Annotated[Path | None, typer.Option(help="Where it goes. [reports/<run> beside results/]")] = None,
+) -> None:
+    """Write the capacity report of a run, from its CSVs alone."""
+    _report(_console(), run, out)
+
+
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="A model's directory, demo, or a hub name.")],
+    method: Annotated[str, typer.Option(help="rtn or awq.")] = "awq",
+    out: Annotated[Path | None, typer.Option(help="Where the checkpoint goes. [the user's cache]")] = None,
+    bits: Annotated[int, typer.Option(help="Bits of a weight.")] = 4,
+    group_size: Annotated[int, typer.Option(help="Weights that share a scale.")] = 128,
+    calibration: Annotated[Path | None, typer.Option(help="Text: .txt or .jsonl. [the model's own]")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration sequences.")] = 128,
+    length: Annotated[int, typer.Option(min=1, help="Tokens in each.")] = 512,
+    seed: Annotated[int, typer.Option(help="Seed of the draw of sequences.")] = 0,
+) -> None:
+    """Quantize a model to a checkpoint that vLLM loads as it is."""
+    from harness import job, models
+
+    job.check_quantizer()
+    source = models.resolve(model)
+    if source.random_weights:
+        raise InputError(
+            f"{model} has no weights to quantize",
+            allowed="a model's directory, demo, or a hub name",
+            remedy=f"`bench sweep --model {model}` measures the architecture in every precision",
+        )
+
+    from quantize.errors import QuantizeError
+    from quantize.job import quantize_model
+    from quantize.progress import reporter
+    from quantize.recipe import Recipe
+    from quantize.scheme import Scheme
+
+    try:
+        recipe = Recipe(method, Scheme(bits, group_size), samples, length, seed)
+        with reporter() as progress:
+            made = quantize_model(str(source.path), recipe, out=out, calibration=calibration, progress=progress)
+    except QuantizeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    print(f"{'found' if made.cached else 'made'} {made.path} ({made.method}, {made.seconds:.1f} s)")
+
+
+@app.command()
+def doctor() -> None:
+    """What is here, what is missing for which command, and what brings it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from harness.doctor import examine
+
+    table = Table.grid(padding=(0, 2))
+    for finding in examine():
+        told = Text(finding.detail)
+        if finding.state != "ok" and finding.remedy:
+            told.append(f"\nfor {finding.needed_for}: {finding.remedy}", style="dim")
+        table.add_row(_MARKS[finding.state], Text(finding.what, no_wrap=True), told)
+    _console().print(table)
+
+
+_MARKS = {"ok": "✓", "missing": "✗", "caution": "!"}
+
+
+@engine_app.command("install")
+def engine_install(
+    kind: Annotated[str, typer.Argument(help="cpu or cuda.")],
+    extra_index_url: Annotated[
+        str | None, typer.Option(help="Another package index for pip, such as the one with torch's CPU builds.")
+    ] = None,
+) -> None:
+    """Make the environment for vLLM in the user's cache directory; does nothing when it is there."""
+    from harness.engines import environment
+
+    wanted = _one_of(kind, "KIND", ("cpu", "cuda"))
+    console = _console()
+    env = environment.install(
+        "cuda" if wanted == "cuda" else "cpu",
+        extra_index_url,
+        lambda line: console.print(line, markup=False, highlight=False, no_wrap=True, overflow="ellipsis"),
+    )
+    print(f"vLLM {env.vllm_version} in {env.python}")
+
+
+def parse_duration(text: str, option: str) -> float:
+    """'3s', '800ms' or '3' in seconds. Raises InputError naming the option."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|)", text.strip())
+    if not found or float(found[1]) <= 0:
+        raise InputError(f"{option} {text!r} is no duration", allowed="a number with s or ms, as 3s or 800ms")
+    return float(found[1]) / (1000 if found[2] == "ms" else 1)
+
+
+def _one_of(value: str | None, option: str, allowed: tuple[str, ...]) -> str | None:
+    if value is not None and value not in allowed:
+        raise InputError(f"{option} {value!r} is unknown", allowed=", ".join(allowed))
+    return value
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    items = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not items:
+        raise InputError(f"--precisions {text!r} names none", allowed="bf16, rtn, awq, NAME=PATH")
+    return items
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(soft_wrap=False)
+
+
+def _report(console: Console, run: Path, out: Path | None) -> None:
+    from harness.report.markdown import write_report
+    from harness.rundir import report_dir_of
+
+    out = out or report_dir_of(run)
+    write_report(run, out)
+    console.print(f"\nreport  {out / 'capacity.md'}", markup=False, highlight=False)
+    console.print(f"rows    {run / 'points.csv'}", markup=False, highlight=False)
+
+
+def _show_run(console: Console, run_dir: Path) -> None:
+    """The closing table and the knees in words."""
+    from rich.table import Table
+
+    from harness.analysis.capacity import alone, headlines, label
+    from harness.analysis.knee import find_knees
+    from harness.report.run import load_run
+
+    run = load_run(run_dir)
+    knees = find_knees(run.points, run.slo_p95_s)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    columns = ("precision", "users", "tok/s", "p95 ms", "TTFT p50", "TPOT p50", "GiB", "$/1M", "verdict")
+    for column in columns:
+        words = column in ("precision", "verdict")
+        table.add_column(column, justify="left" if words else "right", overflow="fold" if words else "ellipsis")
+    for point in run.points:
+        table.add_row(
+            point.precision,
+            str(point.conc),
+            *(_figure(value, form) for value, form in (
+                (point.tok_s, ",.0f"), (point.p95_ms, ",.0f"), (point.ttft_p50_ms, ",.0f"),
+                (point.tpot_p50_ms, ",.1f"), (point.vram_gib, ".2f"), (point.usd_per_1m_tokens, ".2f"),
+            )),
+            f"{point.verdict} {', '.join(point.verdict_reasons)}".strip(),
+        )  # fmt: skip
+    console.print()
+    console.print(table)
+    console.print()
+    for knee in knees:
+        console.print(f"{label(knee.precision)} {alone(knee, run.points)}", markup=False, highlight=False)
+    if len(knees) > 1:
+        for sentence in headlines(run.points, knees, run.machine):
+            console.print(f"\n{sentence}", markup=False, highlight=False, style="bold")
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)

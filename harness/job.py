@@ -1,0 +1,269 @@
+"""`bench sweep` from what the user typed to a finished run directory.
+
+    names -> models -> checkpoints (quantized by a subprocess where missing) -> sessions -> rows
+
+All input is checked before anything is started, so that a typing mistake costs a second and not a quarter of an hour.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+from harness import models
+from harness.architecture import quantization, read_config
+from harness.engines import Engine, ServeSpec, endpoint, environment, vllm
+from harness.errors import InputError, MissingTool, RunError
+from harness.load.dialect import probe
+from harness.load.workload import Dialect, vocabulary
+from harness.records import Scenario, SweepPoint
+from harness.rundir import RunDirectory, describe_machine, run_name
+from harness.scenario import context_served
+from harness.sweep import Observer, OpenEngine, Variant, plan_sessions, run_sweep
+from harness.telemetry.gpu import gpus
+
+METHODS = ("rtn", "awq")
+"""Quantized precisions that `python -m quantize` makes; `bf16` is the model as it is."""
+PRECISIONS = ("bf16", *METHODS)
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRequest:
+    """What the user asked for, parsed but not yet looked at."""
+
+    scenario: Scenario
+    concurrencies: tuple[int, ...]
+    model: str = "demo"
+    precisions: tuple[str, ...] = ("bf16", "awq")
+    repeats: int = 1
+    out: Path | None = None
+    endpoint: str | None = None
+    engine_python: Path | None = None
+    calibration: Path | None = None
+    port: int | None = None
+    max_num_seqs: int = 256
+    gpu_memory_utilization: float = 0.9
+    kv_cache_gib: float | None = None
+    engine_args: tuple[str, ...] = ()
+
+
+def sweep(request: SweepRequest, observer: Observer, argv: Sequence[str] = ()) -> Path:
+    """Run the sweep; returns the run directory. Raises KneebenchError; finished rows stay on disk."""
+    return _sweep_endpoint(request, observer, argv) if request.endpoint else _sweep_vllm(request, observer, argv)
+
+
+def _sweep_vllm(request: SweepRequest, observer: Observer, argv: Sequence[str]) -> Path:
+    model = models.resolve(request.model)
+    wanted = _wanted(request.precisions)
+    if request.scenario.api == "chat" and model.random_weights:
+        raise InputError(
+            f"--model {request.model} with --api chat: a shape has no tokenizer and no chat template",
+            allowed="--api completions, where prompts are token ids",
+        )
+    env = environment.find(request.engine_python)
+    for name, given in wanted.items():
+        if given is None and name == "bf16":
+            _check_fits(model, request)
+        elif given is not None:
+            _check_fits(given, request)
+    if any(given is None and name in METHODS for name, given in wanted.items()):
+        check_quantizer()
+
+    with _run_directory(request, model.name) as directory:
+        directory.describe_environment(describe_machine("vllm", env.vllm_version, argv))
+        served: dict[str, models.Model] = {}
+        variants = []
+        for name, given in wanted.items():
+            checkpoint, digest = _checkpoint(name, given, model, request, observer)
+            _check_fits(checkpoint, request)
+            served[name] = checkpoint
+            variants.append(Variant(name, digest, _is_quantized(checkpoint)))
+        sessions = plan_sessions(variants, request.concurrencies, request.repeats)
+        _describe(directory, request, model.name, f"vllm {env.vllm_version} ({env.kind})")
+
+        @contextmanager
+        def open_engine(variant: Variant, repeat: int) -> Iterator[tuple[Engine, Dialect]]:
+            checkpoint = served[variant.precision]
+            spec = _spec(request, variant.precision, checkpoint)
+            log = directory.path / f"engine-{variant.precision}-r{repeat}.log"
+            with vllm.serve(spec, env, log, observer.status) as engine:
+                yield engine, _dialect(request.scenario, checkpoint, engine)
+
+        template = SweepPoint(directory.path.name, "", 0, model=model.name, scenario=request.scenario.name)
+        run_sweep(sessions, request.scenario, directory, template, open_engine, observer)
+        return directory.path
+
+
+def _sweep_endpoint(request: SweepRequest, observer: Observer, argv: Sequence[str]) -> Path:
+    if len(request.precisions) != 1:
+        raise InputError(
+            f"--precisions {','.join(request.precisions)} with --endpoint",
+            allowed="one name: an endpoint serves what it serves, and the name only labels its rows",
+            remedy="run one sweep for each endpoint",
+        )
+    assert request.endpoint is not None
+    with endpoint.attach(request.endpoint, request.model) as engine:
+        dialect = probe(engine.target, chat=request.scenario.api == "chat")
+        with _run_directory(request, request.model) as directory:
+            info = engine.info
+            directory.describe_environment(describe_machine(info.engine, info.engine_version, argv))
+            _describe(directory, request, request.model, "endpoint")
+            sessions = plan_sessions([Variant(request.precisions[0])], request.concurrencies, request.repeats)
+            template = SweepPoint(directory.path.name, "", 0, model=request.model, source="endpoint")
+            run_sweep(sessions, request.scenario, directory, template, _always(engine, dialect), observer)
+            return directory.path
+
+
+def _always(engine: Engine, dialect: Dialect) -> OpenEngine:
+    """An endpoint is there before and after each session."""
+
+    @contextmanager
+    def already_open(variant: Variant, repeat: int) -> Iterator[tuple[Engine, Dialect]]:
+        yield engine, dialect
+
+    return already_open
+
+
+def _run_directory(request: SweepRequest, model: str) -> AbstractContextManager[RunDirectory]:
+    name = run_name(model, request.scenario.name, datetime.now())
+    return RunDirectory(request.out or Path("results") / name)
+
+
+def _describe(directory: RunDirectory, request: SweepRequest, model: str, engine: str) -> None:
+    run = {
+        "run_id": directory.path.name,
+        "model": model,
+        "precisions": [item.partition("=")[0] for item in request.precisions],
+        "concurrencies": sorted(set(request.concurrencies)),
+        "repeats": request.repeats,
+        "engine": engine,
+        "endpoint": request.endpoint,
+        "max_model_len": context_served(request.scenario),
+        "max_num_seqs": request.max_num_seqs,
+        "gpu_memory_utilization": request.gpu_memory_utilization,
+        "kv_cache_gib": request.kv_cache_gib,
+        "engine_args": list(request.engine_args),
+    }
+    directory.describe({"run": run, "scenario": asdict(request.scenario)})
+
+
+# --- precisions and checkpoints ---------------------------------------------------------------------------------------
+
+
+def _wanted(items: Sequence[str]) -> dict[str, models.Model | None]:
+    """Precision name -> a checkpoint that exists, or None: to be made from the model."""
+    wanted: dict[str, models.Model | None] = {}
+    for item in items:
+        name, given = models.precision(item, PRECISIONS)
+        if name in wanted:
+            raise InputError(f"--precisions names {name} twice", allowed="each name once")
+        wanted[name] = given
+    return wanted
+
+
+def _checkpoint(
+    name: str, given: models.Model | None, model: models.Model, request: SweepRequest, observer: Observer
+) -> tuple[models.Model, str | None]:
+    """What to serve as this precision, and its digest."""
+    if given is not None or name == "bf16":
+        checkpoint = given or model
+        has_files = checkpoint.is_local and not checkpoint.random_weights
+        return checkpoint, models.checkpoint_sha256(checkpoint.path) if has_files else None
+    made = quantize(model, name, request.calibration, observer.status)
+    return models.Model(f"{model.name} {name}", made.path, random_weights=model.random_weights), made.sha256
+
+
+def _is_quantized(model: models.Model) -> bool:
+    config = model.config_path
+    return bool(config and quantization(read_config(config)))
+
+
+def _check_fits(model: models.Model, request: SweepRequest) -> None:
+    cards = gpus()
+    if cards:
+        smallest = min(cards, key=lambda card: card.memory_gib)
+        models.check_fits(
+            model,
+            smallest.name,
+            smallest.memory_gib,
+            request.gpu_memory_utilization,
+            context_served(request.scenario),
+        )
+
+
+def check_quantizer() -> None:
+    missing = [name for name in ("torch", "transformers", "safetensors") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingTool(
+            f"quantizing needs {', '.join(missing)}, which this environment lacks",
+            remedy='pip install "kneebench[quantize]", or give a finished checkpoint: --precisions bf16,awq=PATH',
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A checkpoint that `python -m quantize` made or found."""
+
+    path: Path
+    sha256: str
+    cached: bool
+
+
+def quantize(model: models.Model, method: str, calibration: Path | None, on_status: Callable[[str], None]) -> Made:
+    """Run `python -m quantize` in a process of its own: torch never enters the process that holds the clock."""
+    command = [sys.executable, "-m", "quantize", str(model.path), "--method", method]
+    if model.random_weights:
+        command.append("--config-only")
+    if calibration is not None:
+        command += ["--calibration", str(calibration)]
+    on_status(f"quantizing {model.name} with {method}")
+    said: list[str] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1) as process:
+        try:
+            assert process.stderr is not None and process.stdout is not None
+            for line in process.stderr:
+                said.append(line.rstrip())
+                on_status(f"{method}: {line.strip()}")
+            answer = process.stdout.read()
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode == 2:
+        raise InputError("\n".join(said[-8:]).removeprefix("error: "))
+    if process.returncode != 0:
+        raise RunError(f"quantizing with {method} failed:\n" + "\n".join(said[-8:]))
+    result = json.loads(answer.strip().splitlines()[-1])
+    return Made(Path(result["path"]), result["checkpoint_sha256"], result["cached"])
+
+
+# --- serving ----------------------------------------------------------------------------------------------------------
+
+
+def _spec(request: SweepRequest, precision: str, model: models.Model) -> ServeSpec:
+    return ServeSpec(
+        model=model.path,
+        precision=precision,
+        max_model_len=context_served(request.scenario),
+        max_num_seqs=request.max_num_seqs,
+        dummy_weights=model.random_weights,
+        kv_cache_gib=request.kv_cache_gib,
+        gpu_memory_utilization=request.gpu_memory_utilization,
+        port=request.port,
+        extra_args=request.engine_args,
+    )
+
+
+def _dialect(scenario: Scenario, model: models.Model, engine: Engine) -> Dialect:
+    """Token ids of the model's own vocabulary where its files are here; otherwise ask the server."""
+    config = model.config_path
+    if scenario.api == "chat" or config is None:
+        return probe(engine.target, chat=scenario.api == "chat")
+    size = int(read_config(config)["vocab_size"])
+    return Dialect(vocabulary=vocabulary(size, models.special_ids(config.parent)))

@@ -1,0 +1,75 @@
+"""The rules that keep the rooms apart: who may import what, and what the wheel brings."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Top-level names of everything that a file imports, wherever in it the import stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.partition(".")[0]
+
+
+def sources(package: str) -> list[Path]:
+    found = sorted((ROOT / package).rglob("*.py"))
+    assert found, f"no sources in {package}: the rule would check nothing"
+    return found
+
+
+@pytest.mark.parametrize("path", sources("harness"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_harness_never_imports_torch_or_vllm_and_only_cli_imports_quantize(path: Path) -> None:
+    names = set(imported(path))
+    assert not names & {"torch", "vllm", "transformers"}
+    if path != ROOT / "harness" / "cli.py":
+        assert "quantize" not in names
+
+
+@pytest.mark.parametrize("path", sources("quantize"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_quantize_never_imports_harness(path: Path) -> None:
+    assert "harness" not in set(imported(path))
+
+
+def test_the_rule_sees_imports_inside_functions(tmp_path: Path) -> None:
+    file = tmp_path / "x.py"
+    file.write_text("def f():\n    import torch.nn\n    from vllm.entrypoints import x\n")
+    assert set(imported(file)) == {"torch", "vllm"}
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nsys.argv = ['bench', '--help']\nimport harness.cli\n"
+        "try:\n    harness.cli.main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'pandas', 'matplotlib', 'numpy', 'scipy', 'httpx'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert "sweep" in done.stdout
+    assert done.stderr.strip() == "[]"
+
+
+def test_the_wheel_holds_two_packages_and_the_scenarios(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    top = {name.partition("/")[0] for name in names}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"harness", "quantize"}
+    for needed in ("chat.toml", "demo-model/model.safetensors", "demo-model/tokenizer.json"):
+        assert f"harness/_scenarios/{needed}" in names
+    assert "harness/report/templates/capacity.md.j2" in names
