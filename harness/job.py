@@ -67,6 +67,8 @@ def _sweep_vllm(request: SweepRequest, observer: Observer, argv: Sequence[str]) 
             f"--model {request.model} with --api chat: a shape has no tokenizer and no chat template",
             allowed="--api completions, where prompts are token ids",
         )
+    if request.port is not None:
+        vllm.checked_port(request.port)
     env = environment.find(request.engine_python)
     for name, given in wanted.items():
         if given is None and name == "bf16":
@@ -230,7 +232,8 @@ def quantize(model: models.Model, method: str, calibration: Path | None, on_stat
             assert process.stderr is not None and process.stdout is not None
             for line in process.stderr:
                 said.append(line.rstrip())
-                on_status(f"{method}: {line.strip()}")
+                if not line.startswith("error:"):  # that one is raised below
+                    on_status(f"{method}: {line.strip()}")
             answer = process.stdout.read()
         except BaseException:
             process.terminate()

@@ -9,7 +9,8 @@ against the hash that was noted when it was written.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +27,9 @@ from quantize.recipe import Recipe
 from quantize.scheme import Quantized, dequantize
 from quantize.walk import Step, walk
 from quantize.weights import ModelDir, check_unquantized, content_hash, locate, open_model, read_config
+
+_SMALL_MATRIX = 2**21
+"""Elements; a matrix multiplication of this size gains little from a second thread."""
 
 Progress = Callable[[int, int], None]
 """Called after each block with the blocks done and the blocks in all."""
@@ -78,7 +82,7 @@ def quantize_model(
     digest = finished(out, record["key"])
     cached = digest is not None
     if digest is None:
-        with whole(out) as draft:
+        with whole(out) as draft, _threads_that_pay(source.config):
             _write(source, recipe, samples, draft, record, progress, device or _default_device())
             digest = describe(draft, path, source.config, recipe.scheme, record)
     return Result(out, recipe.method, recipe.sha256(), digest, time.perf_counter() - started, cached)
@@ -159,6 +163,22 @@ def _quantize(step: Step, recipe: Recipe) -> dict[str, Quantized]:
     if recipe.method == "awq":
         return awq.quantize_block(step.block, step.stats, recipe.scheme, step.heads, step.stored)
     return rtn.quantize_block(step.block, recipe.scheme)
+
+
+@contextmanager
+def _threads_that_pay(config: Mapping[str, Any]) -> Iterator[None]:
+    """One thread for a small model's matrices.
+
+    Operations on them take microseconds, and OpenMP's threads spin at the barrier after each: on two cores of which
+    one was busy, AWQ of the demo model took 213 s with two threads and 10 s with one.
+    """
+    before = torch.get_num_threads()
+    if int(config["hidden_size"]) * int(config["intermediate_size"]) < _SMALL_MATRIX:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _default_device() -> str:

@@ -22,7 +22,7 @@ from harness.engines.vllm import VllmServer, serve
 from harness.errors import EngineError
 from harness.models import GIB, resolve, weight_bytes
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 
 # Small, with every width a multiple of what AWQ kernels want.
 SHAPE = {

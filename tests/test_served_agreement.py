@@ -22,7 +22,7 @@ from quantize.fidelity import load_dequantized
 from quantize.job import quantize_model
 from quantize.recipe import Recipe
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 
 DEMO = Path(__file__).parent.parent / "scenarios" / "demo-model"
 MARGIN_NAT = 0.1

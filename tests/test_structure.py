@@ -73,3 +73,4 @@ def test_the_wheel_holds_two_packages_and_the_scenarios(tmp_path: Path) -> None:
     for needed in ("chat.toml", "demo-model/model.safetensors", "demo-model/tokenizer.json"):
         assert f"harness/_scenarios/{needed}" in names
     assert "harness/report/templates/capacity.md.j2" in names
+    assert "harness/engines/permit/sitecustomize.py" in names

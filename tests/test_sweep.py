@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -159,3 +160,13 @@ def test_bad_input_is_one_clear_message_and_exit_code_2(tmp_path: Path, argument
     assert done.returncode == 2, done.stderr
     assert said in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists(), "nothing is written before the input is known to be good"
+
+
+def test_a_busy_port_is_found_before_anything_is_started(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = bench("sweep", "--port", port, "--out", str(tmp_path / "run"))
+    assert done.returncode == 2 and port in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -6,6 +6,7 @@ import json
 import statistics
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import uvloop
@@ -17,6 +18,8 @@ from harness.engines.address import Address
 from harness.errors import InputError
 from harness.load.client import Connection, ResponseReader, StreamError
 from harness.records import RequestRecord
+
+DATA = Path(__file__).parent.parent / "data"
 
 
 def stream(*events: object, head: bytes = b"") -> bytes:
@@ -90,6 +93,22 @@ def test_proxy_comments_and_crlf_are_no_tokens() -> None:
     )
     reader = read([head + body])
     assert reader.done and reader.tokens == [1] and not reader.ids_seen
+
+
+@pytest.mark.parametrize("name", ["vllm_completions_stream.txt", "vllm_chat_stream.txt"])
+@given(cuts=st.sets(st.integers(1, 2000), max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_streams_recorded_from_vllm(name: str, cuts: set[int]) -> None:
+    """Chunks of two tokens, a role-only first delta, empty text that carries a token: the ids add up to the usage."""
+    body = (DATA / name).read_bytes()
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: %d\r\n\r\n" % len(body)
+    whole = head + body
+    edges = [0, *sorted(cut for cut in cuts if cut < len(whole)), len(whole)]
+    reader = read([whole[start:end] for start, end in zip(edges, edges[1:], strict=False)])
+    assert reader.done and reader.ids_seen
+    assert sum(reader.tokens) == len(reader.token_ids) == reader.completion_tokens == 12
+    assert len(reader.stamps) < 12, "counting chunks would have been wrong"
+    assert reader.prompt_tokens == 16
 
 
 @pytest.mark.parametrize(

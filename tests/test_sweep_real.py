@@ -1,0 +1,51 @@
+"""The main job on a real engine: `bench sweep` on the demo model, BF16 and AWQ served by vLLM and streamed from."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.engines.environment import EngineEnv
+from harness.records import RequestRecord, SweepPoint, read_table
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+
+@pytest.mark.timeout(900)
+def test_bf16_and_awq_are_served_streamed_from_and_compared(tmp_path: Path, engine_env: EngineEnv) -> None:
+    out = tmp_path / "results" / "real"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "harness", "sweep", "--conc", "2,4", "--requests", "24", "--output-tokens", "8",
+            "--out", str(out), "--engine-python", str(engine_env.python), "--kv-cache-gib", "0.5",
+        ],
+        capture_output=True, text=True, timeout=800, env={**os.environ, "COLUMNS": "100"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    points = read_table(out / "points.csv", SweepPoint)
+    assert [(p.precision, p.conc) for p in points] == [("bf16", 2), ("bf16", 4), ("awq", 2), ("awq", 4)]
+    for point in points:
+        assert point.tok_s and point.p95_ms and point.vram_gib and point.weights_gib and point.usd_per_1m_tokens
+        assert point.requests >= 24 and point.errors == 0 and point.checkpoint_sha256
+        assert point.prefix_hit_share == 0, "every prompt is new"
+        # 8 tokens +- 25 %, verified by the server's own count; what a busy machine does to the client is no concern.
+        assert not {"length_mismatch", "cache_warm", "errors", "slow_kernel"} & set(point.verdict_reasons)
+    bf16, awq = points[0], points[2]
+    assert bf16.checkpoint_sha256 != awq.checkpoint_sha256
+    assert (awq.weights_gib or 0) < (bf16.weights_gib or 0)
+    if bf16.memory_kind == "host":
+        assert awq.kernel == "CPUWNA16LinearKernel" and bf16.kernel == "unquantized bfloat16"
+    requests = [r for r in read_table(out / "requests.csv", RequestRecord) if r.phase == "measured"]
+    assert all(r.chunk_ids and sum(r.chunk_tokens) == r.completion_tokens == r.output_tokens_asked for r in requests)
+    assert all(r.prompt_tokens == r.input_tokens_asked for r in requests)
+    pairs = {(r.cell.split("-", 1)[1], r.user, r.sequence): r.input_tokens_asked for r in requests if "bf16" in r.cell}
+    for r in requests:
+        if "awq" in r.cell and (key := (r.cell.split("-", 1)[1], r.user, r.sequence)) in pairs:
+            assert pairs[key] == r.input_tokens_asked, "both precisions get the same prompts"
+    report = (tmp_path / "reports" / "real" / "capacity.md").read_text(encoding="utf-8")
+    assert "CPUWNA16LinearKernel" in report or bf16.memory_kind != "host"
+    assert str(Path.home()) not in (out / "engine-awq-r1.log").read_text(encoding="utf-8")
