@@ -1,7 +1,7 @@
 """Starts vLLM in its own environment, waits until it answers, and stops all of it.
 
-vLLM is three processes or more (API server, engine core, workers). They get a process group of their own, so that Ctrl-C
-reaches only us and stopping means ending one group; if we are killed, the kernel tells the API server.
+vLLM is three processes or more (API server, engine core, workers). They get a process group of their own: Ctrl-C then
+reaches only us, and stopping means ending one group; if we are killed, the kernel tells the API server.
 
 The key is random and goes through the environment, where `ps` does not show it. Both precisions get the same flags.
 """
