@@ -269,8 +269,14 @@ def _report(console: Console, run: Path, out: Path | None) -> None:
 
     out = out or report_dir_of(run)
     write_report(run, out)
-    console.print(f"\nreport  {out / 'capacity.md'}", markup=False, highlight=False)
-    console.print(f"rows    {run / 'points.csv'}", markup=False, highlight=False)
+    console.print(f"\nreport  {_near(out / 'capacity.md')}", markup=False, highlight=False)
+    console.print(f"rows    {_near(run / 'points.csv')}", markup=False, highlight=False)
+
+
+def _near(path: Path) -> Path:
+    """As seen from here, when it lies below."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _show_run(console: Console, run_dir: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -85,7 +86,8 @@ def _toml_value(value: Any) -> str:
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{json.dumps(str(key))} = {_toml_value(item)}" for key, item in value.items()) + "}"
-    return json.dumps(value)
+    # JSON's own escapes of characters beyond 16 bits are none in TOML, which takes them as they are, all but DEL.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def run_name(model: str, scenario: str, now: datetime) -> str:
@@ -124,9 +126,14 @@ def describe_machine(engine: str | None, engine_version: str | None, argv: Seque
         driver=card.driver if card else None,
         engine=engine,
         engine_version=engine_version,
-        argv=tuple(argv),
+        argv=tuple(_without_places(item) for item in argv),
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _without_places(argument: str) -> str:
+    """An argument with its absolute paths cut to their last part: where things lie is this machine's business."""
+    return argument if "://" in argument else re.sub(r"(?<![\w.])~?/(?:[^/\s=,]+/)+", "<path>/", argument)
 
 
 def _git_state() -> tuple[str | None, bool | None]:

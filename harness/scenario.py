@@ -45,6 +45,8 @@ def load_scenario(name_or_path: str, **overrides: Any) -> Scenario:
         raise ScenarioError(f"{path.name}: no readable TOML: {error}", remedy="see scenarios/chat.toml") from error
     table.setdefault("name", path.stem)
     given = {key: value for key, value in overrides.items() if value is not None}
+    if given.keys() & {"input_tokens", "output_tokens", "api"}:
+        given["description"] = ""  # it tells of the file's own lengths
     return check_scenario(replace(_from_table(table, path.name), **given), path.name)
 
 

@@ -21,6 +21,7 @@ def test_shipped_scenarios_load_and_stay_short(name: str) -> None:
 def test_overrides_win_and_none_changes_nothing() -> None:
     scenario = load_scenario("chat", input_tokens=7, output_tokens=None)
     assert (scenario.input_tokens, scenario.output_tokens) == (7, 32)
+    assert "128" not in scenario.description, "the file's description tells of the file's lengths"
 
 
 @pytest.mark.parametrize(
