@@ -94,8 +94,9 @@ def _sweep_vllm(request: SweepRequest, observer: Observer, argv: Sequence[str]) 
         def open_engine(variant: Variant, repeat: int) -> Iterator[tuple[Engine, Dialect]]:
             checkpoint = served[variant.precision]
             spec = _spec(request, variant.precision, checkpoint)
-            log = directory.path / f"engine-{variant.precision}-r{repeat}.log"
-            with vllm.serve(spec, env, log, observer.status) as engine:
+            session = f"{variant.precision}-r{repeat}"
+            with vllm.serve(spec, env, directory.path / f"engine-{session}.log", observer.status) as engine:
+                directory.describe_engine(session, engine.info)
                 yield engine, _dialect(request.scenario, checkpoint, engine)
 
         template = SweepPoint(directory.path.name, "", 0, model=model.name, scenario=request.scenario.name)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import __version__
+from harness.engines import EngineInfo
 from harness.errors import InputError, RunError
 from harness.records import Environment, RequestRecord, SweepPoint, TableWriter
 from harness.redact import redact
@@ -67,6 +68,11 @@ class RunDirectory:
         """Write environment.json."""
         text = json.dumps(asdict(environment), indent=2)
         (self.path / "environment.json").write_text(redact(text) + "\n", encoding="utf-8")
+
+    def describe_engine(self, session: str, info: EngineInfo) -> None:
+        """Write engine-<session>.json."""
+        text = json.dumps(asdict(info), indent=2)
+        (self.path / f"engine-{session}.json").write_text(redact(text) + "\n", encoding="utf-8")
 
 
 def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -37,7 +38,10 @@ def test_bf16_and_awq_are_served_streamed_from_and_compared(tmp_path: Path, engi
     bf16, awq = points[0], points[2]
     assert bf16.checkpoint_sha256 != awq.checkpoint_sha256
     assert (awq.weights_gib or 0) < (bf16.weights_gib or 0)
+    said = json.loads((out / "engine-awq-r1.json").read_text(encoding="utf-8"))
+    assert said["kernel"] == awq.kernel and "--max-model-len" in said["settings"]
     if bf16.memory_kind == "host":
+        assert said["settings"]["VLLM_CPU_INT4_W4A8"] == "0"
         assert awq.kernel == "CPUWNA16LinearKernel" and bf16.kernel == "unquantized bfloat16"
     requests = [r for r in read_table(out / "requests.csv", RequestRecord) if r.phase == "measured"]
     assert all(r.chunk_ids and sum(r.chunk_tokens) == r.completion_tokens == r.output_tokens_asked for r in requests)
