@@ -110,6 +110,8 @@ def test_ctrl_c_keeps_finished_rows(truth: Truth, tmp_path: Path) -> None:
             "--scenario", small(tmp_path, min_window_s=1.5), "--out", str(out),
         ],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell's background job ignores SIGINT and hands that down; the user's Ctrl-C is what is meant here.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
