@@ -216,7 +216,6 @@ class Made:
 
     path: Path
     sha256: str
-    cached: bool
 
 
 def quantize(model: models.Model, method: str, calibration: Path | None, on_status: Callable[[str], None]) -> Made:
@@ -244,7 +243,7 @@ def quantize(model: models.Model, method: str, calibration: Path | None, on_stat
     if process.returncode != 0:
         raise RunError(f"quantizing with {method} failed:\n" + "\n".join(said[-8:]))
     result = json.loads(answer.strip().splitlines()[-1])
-    return Made(Path(result["path"]), result["checkpoint_sha256"], result["cached"])
+    return Made(Path(result["path"]), result["checkpoint_sha256"])
 
 
 # --- serving ----------------------------------------------------------------------------------------------------------

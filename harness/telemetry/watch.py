@@ -21,7 +21,6 @@ class Seen:
     kv_usage_peak: float | None = None
     preemptions: int | None = None
     prefix_hit_share: float | None = None
-    generation_tokens: int | None = None
     memory_gib: float | None = None
 
 
@@ -77,5 +76,4 @@ def counters_seen(samples: Sequence[EngineCounters]) -> Seen:
         kv_usage_peak=max(known("kv_usage"), default=None),
         preemptions=growth("preemptions_total"),
         prefix_hit_share=hits / queries if queries and hits is not None else None,
-        generation_tokens=growth("generation_tokens_total"),
     )
