@@ -19,7 +19,7 @@ import os
 import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -32,6 +32,9 @@ Phase = Literal["warmup", "measured", "held"]
 """warmup: before the window; measured: begun inside it; held: begun after it, only to keep the load up."""
 
 Verdict = Literal["valid", "suspect", "invalid"]
+
+Arrivals = Literal["closed", "constant", "poisson", "gamma", "trace"]
+"""closed: users who ask again once answered. The others are open loops: requests come whether or not any is answered."""
 
 Source = Literal["engine", "dummy-weights", "endpoint"]
 """Where a row comes from: an engine that we started, the same with random weights (`--model shape:...`), a URL."""
@@ -46,14 +49,37 @@ class Scenario:
     api: Literal["completions", "chat"] = "completions"
     input_tokens: int = 128
     output_tokens: int = 32
+    length_distribution: Literal["uniform", "fixed", "lognormal", "empirical"] = "uniform"
+    """uniform: mean·(1 ± jitter); lognormal: sigma = jitter; empirical: the lengths of `dataset`."""
     length_jitter: float = 0.25
-    """Lengths are drawn evenly from ±this share around the mean: equal lengths march in step and bend TTFT."""
+    """Spread of the lengths: equal lengths march in step and bend TTFT."""
+    shared_prefix: float = 0.0
+    """Share of the prompt that all requests of a cell have in common, as a system prompt; 0: no two share anything."""
+    dataset: str | None = None
+    """File of prompts (ShareGPT JSON, JSONL or CSV), relative to the scenario's own. None: drawn tokens."""
+    arrivals: Arrivals = "closed"
+    burstiness: float = 1.0
+    """Shape of the gamma distribution of the gaps: 1 is Poisson, below 1 comes in bursts."""
+    trace: str | None = None
+    """CSV of timestamp, input length, output length, relative to the scenario's own file; for arrivals = "trace"."""
+    turns: int = 1
+    """Requests in a conversation of a closed loop; each one carries all that was said before it."""
+    think_s: float = 0.0
+    """Mean pause of a user between an answer and the next question (exponential)."""
     requests: int = 120
     """Requests begun inside the window of each cell. From 100 on, p95 needs no caution."""
     min_window_s: float = 5.0
+    max_window_s: float = 600.0
+    """The window closes here even if `precision` is not reached; the point then says so."""
+    precision: float | None = None
+    """Go on until the 95 % interval of p95 is within ± this share of it. None: `requests` alone decide."""
     warmup_rounds: int = 1
     """Requests that each user finishes before the window opens, at the cell's own concurrency and lengths."""
+    warmup_s: float = 5.0
+    """Open loops have no rounds: their window opens after this."""
     request_timeout_s: float = 300.0
+    token_timeout_s: float = 60.0
+    """Longest silence within an answer, once it has begun."""
     seed: int = 1
     slo_p95_s: float = 3.0
     usd_per_hour: float = 0.25
@@ -65,16 +91,22 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One point of the plan: a precision at a concurrency, in one server session (`repeat`)."""
+    """One point of the plan: a precision under a load, in one server session (`repeat`)."""
 
     precision: str
     conc: int
+    """Users of a closed loop; 0: an open loop, whose load is `rate_rps`."""
     repeat: int = 1
+    rate_rps: float | None = None
+    """Mean requests a second of an open loop; None: a closed one."""
+    attempt: int = 1
+    """Grows when a cell has to be measured again (the engine died, the sweep was killed)."""
 
     @property
     def key(self) -> str:
-        """Short name, unique within a run: awq-c8-r1."""
-        return f"{self.precision}-c{self.conc}-r{self.repeat}"
+        """Short name, unique within a run: awq-c8-r1, or awq-q2.5-r1 for 2.5 requests a second."""
+        load = f"c{self.conc}" if self.rate_rps is None else f"q{self.rate_rps:g}"
+        return f"{self.precision}-{load}-r{self.repeat}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +120,11 @@ class RequestRecord:
 
     cell: str
     user: int
+    """Of an open loop: the arrival's number."""
     sequence: int
     phase: Phase
     intended_ns: int
+    attempt: int = 1
     sent_ns: int | None = None
     first_token_ns: int | None = None
     last_token_ns: int | None = None
@@ -108,7 +142,8 @@ class RequestRecord:
     chunk_us: tuple[int, ...] = ()
     chunk_tokens: tuple[int, ...] = ()
     error: str | None = None
-    """Class of failure, None for success: connect, timeout, http_429, http_5xx, protocol, stream_error, early_close."""
+    """Class of failure, None for success: connect, timeout, stall, http_429, http_5xx, protocol, stream_error,
+    early_close, no_tokens; cut: ended by us when the cell was over, which is no failure of the server."""
     error_detail: str | None = None
 
 
@@ -148,9 +183,23 @@ class SweepPoint:
     prefix_hit_share: float | None = None
     running_peak: int | None = None
     waiting_peak: int | None = None
+    counter_gap: float | None = None
+    """(tokens that the engine counted - tokens that we received) / tokens received, over the whole cell."""
     send_lag_p99_ms: float | None = None
     loop_lag_p99_ms: float | None = None
     coalesced_share: float | None = None
+    chunks_s: float | None = None
+    """Token-bearing chunks received a second: the load on the client."""
+    clock_step_ms: float | None = None
+    """How far CLOCK_REALTIME was set during the cell (it must not be)."""
+    client_processes: int | None = None
+    power_w: float | None = None
+    """Mean over the window, all cards of the engine; the other GPU figures likewise from gpu.csv."""
+    energy_j_per_token: float | None = None
+    sm_clock_mhz: float | None = None
+    temperature_c_max: float | None = None
+    throttled_share: float | None = None
+    """Share of the samples in which the card was slowed by heat or by its power supply."""
     kernel: str | None = None
     engine: str | None = None
     engine_version: str | None = None
@@ -160,6 +209,10 @@ class SweepPoint:
     scenario: str | None = None
     source: Source = "engine"
     repeat: int = 1
+    attempt: int = 1
+    arrivals: Arrivals = "closed"
+    rate_rps: float | None = None
+    """Mean requests a second that an open loop was asked for; None: a closed loop, whose load is `conc`."""
     requests: int = 0
     """Completed requests begun inside the window: the n behind the percentiles."""
     errors: int = 0
@@ -172,6 +225,50 @@ class SweepPoint:
     utilisation: float | None = None
     verdict_reasons: tuple[str, ...] = ()
     schema: int = SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSample:
+    """One reading of one card, ten a second while a cell runs; gpu.csv. None: the card or its driver does not say."""
+
+    cell: str
+    time_ns: int
+    """CLOCK_REALTIME, as in RequestRecord."""
+    index: int
+    power_w: float | None = None
+    energy_j: float | None = None
+    """The card's own counter since its driver was loaded."""
+    sm_clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    temperature_c: int | None = None
+    utilisation: float | None = None
+    """0..1: share of the card's own last sampling period in which a kernel ran."""
+    used_gib: float | None = None
+    throttle: tuple[str, ...] = ()
+    """Why its clocks are held back, in NVML's words: sw_power_cap, hw_slowdown, sw_thermal, hw_thermal, power_brake."""
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """One precision against the baseline under the same load, paired on the same prompts; comparison.csv.
+
+    `ratio` is precision / baseline: above 1 is faster for tok_s and slower for a latency.
+    """
+
+    precision: str
+    baseline: str
+    conc: int
+    metric: str
+    """tok_s, p95_ms, ttft_p50_ms, tpot_p50_ms"""
+    ratio: float | None = None
+    ratio_lo: float | None = None
+    ratio_hi: float | None = None
+    pairs: int = 0
+    """Server sessions paired, or requests paired when there is one session of each."""
+    basis: Literal["sessions", "requests"] = "sessions"
+    """requests: an interval from within one session of each, which knows nothing of run-to-run spread."""
+    rate_rps: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,7 +460,7 @@ def read_table(path: Path, record_type: type[Record]) -> list[Record]:
 
 
 def _read_rows(path: Path, record_type: type[Record]) -> Iterator[Record]:
-    plan = _readers(record_type)
+    readers = {name: (hint, optional) for name, hint, optional in _readers(record_type)}
     try:
         file = path.open(encoding="utf-8", newline="")
     except OSError as error:
@@ -371,12 +468,13 @@ def _read_rows(path: Path, record_type: type[Record]) -> Iterator[Record]:
     with file:
         rows = csv.reader(file)
         names = next(rows, None)
-        _check_header(path, names, record_type)
+        columns = _checked_header(path, names, record_type)
         for row in rows:
-            if len(row) != len(plan):
-                raise RecordError(f"{path.name} line {rows.line_num}: {len(row)} cells, {len(plan)} expected")
+            if len(row) != len(columns):
+                raise RecordError(f"{path.name} line {rows.line_num}: {len(row)} cells, {len(columns)} expected")
             values = {}
-            for (name, hint, optional), text in zip(plan, row, strict=True):
+            for name, text in zip(columns, row, strict=True):
+                hint, optional = readers[name]
                 try:
                     values[name] = _read_cell(text, hint, optional)
                 except (ValueError, KeyError) as error:
@@ -384,14 +482,16 @@ def _read_rows(path: Path, record_type: type[Record]) -> Iterator[Record]:
             yield record_type(**values)
 
 
-def _check_header(path: Path, names: Iterable[str] | None, record_type: type[Any]) -> None:
-    expected = header(record_type)
+def _checked_header(path: Path, names: Iterable[str] | None, record_type: type[Any]) -> tuple[str, ...]:
+    """The table's columns. A table of an earlier version may lack columns that have a default; none may be unknown."""
+    expected = {field.name: field.default is MISSING for field in fields(record_type)}
     given = tuple(names or ())
-    if given != expected:
-        missing = ", ".join(name for name in expected if name not in given) or "none"
-        unknown = ", ".join(name for name in given if name not in expected) or "none"
+    missing = ", ".join(name for name, needed in expected.items() if needed and name not in given)
+    unknown = ", ".join(name for name in given if name not in expected)
+    if missing or unknown or len(set(given)) != len(given):
         raise RecordError(
             f"{path.name}: the columns are not those of {record_type.__name__} in schema {SCHEMA} "
-            f"(missing: {missing}; unknown: {unknown})",
+            f"(missing: {missing or 'none'}; unknown: {unknown or 'none'})",
             remedy="read it with the kneebench version that wrote it (environment.json names it)",
         )
+    return given
