@@ -64,25 +64,37 @@ def version(
 
 @app.command()
 def sweep(
+    context: typer.Context,
     model: Annotated[
         str, typer.Option(help="demo, a directory, a hub name, or shape:NAME (architecture alone, random weights).")
     ] = "demo",
     precisions: Annotated[
         str | None, typer.Option(help="bf16, rtn, awq, or NAME=PATH|HUB-ID for a checkpoint that exists. [bf16,awq]")
     ] = None,
-    conc: Annotated[str, typer.Option(help="Concurrent users, one cell each.")] = "1,8,16,32",
-    scenario: Annotated[str, typer.Option(help="A name (chat, batch, rag) or a .toml file.")] = "chat",
+    conc: Annotated[str | None, typer.Option(help="Concurrent users, one cell each. [1,8,16,32]")] = None,
+    scenario: Annotated[str, typer.Option(help="A name (chat, batch, rag, code, agent) or a .toml file.")] = "chat",
+    arrivals: Annotated[
+        str | None, typer.Option(help="closed, constant, poisson, gamma or trace; overrides the scenario.")
+    ] = None,
+    rate: Annotated[str | None, typer.Option(help="Requests a second of an open loop, one cell each.")] = None,
     input_tokens: Annotated[int | None, typer.Option(help="Mean prompt length; overrides the scenario.")] = None,
     output_tokens: Annotated[int | None, typer.Option(help="Mean answer length; overrides the scenario.")] = None,
     requests: Annotated[
         int | None, typer.Option(help="Requests in each cell's window; overrides the scenario.")
     ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Measure until the interval of p95 is within ± this share of it, as 5%.")
+    ] = None,
+    max_window: Annotated[str | None, typer.Option(help="Longest window of a cell, as 120s.")] = None,
     slo_p95: Annotated[str | None, typer.Option(help="Service level on p95, as 3s or 800ms.")] = None,
     usd_per_hour: Annotated[float | None, typer.Option(help="Price of the card.")] = None,
     utilisation: Annotated[float | None, typer.Option(help="Share of the hour under this load, 0 to 1.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of prompts and lengths.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Server sessions for each precision, interleaved ABBA.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Run directory. [results/<date>-<model>-<scenario>]")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Carry on with an interrupted run; everything else is read from it.")
+    ] = None,
     endpoint: Annotated[
         str | None, typer.Option(help="Measure a server that runs already; key from KNEEBENCH_API_KEY.")
     ] = None,
@@ -94,12 +106,26 @@ def sweep(
     gpu_memory_utilization: Annotated[float, typer.Option(min=0.05, max=1.0, help="vLLM's share of the card.")] = 0.9,
     kv_cache_gib: Annotated[float | None, typer.Option(min=0.1, help="KV cache on a CPU machine.")] = None,
     engine_arg: Annotated[list[str] | None, typer.Option(help="Passed to vLLM as it is; may be repeated.")] = None,
+    client_processes: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Processes that make the load. [one for each 512 users]")
+    ] = None,
 ) -> None:
     """Quantize what is missing, serve each precision, drive it with load, write CSVs and the report."""
     from harness.engines.address import Address
     from harness.progress import Progress
     from harness.scenario import load_scenario
-    from harness.sweep import parse_concurrencies
+    from harness.sweep import parse_concurrencies, parse_rates
+
+    console = _console()
+    if resume is not None:
+        _check_alone(context, "resume")
+        from harness import job
+
+        with Progress(console) as progress:
+            run_dir = job.resume(resume, progress, argv=sys.argv[1:])
+        _show_run(console, run_dir)
+        _report(console, run_dir, None)
+        return
 
     plan = load_scenario(
         scenario,
@@ -111,8 +137,18 @@ def sweep(
         utilisation=utilisation,
         seed=seed,
         api=_one_of(api, "--api", ("completions", "chat")),
+        arrivals=_one_of(arrivals, "--arrivals", ("closed", "constant", "poisson", "gamma", "trace")),
+        precision=None if precision is None else parse_share(precision, "--precision"),
+        max_window_s=None if max_window is None else parse_duration(max_window, "--max-window"),
     )
-    concurrencies = tuple(parse_concurrencies(conc))
+    if conc is not None and plan.arrivals != "closed":
+        raise InputError(
+            f"--conc with arrivals = {plan.arrivals}: an open loop has no number of users",
+            allowed="--rate",
+            remedy="say how many requests come a second: --rate 0.5,1,2",
+        )
+    concurrencies = tuple(parse_concurrencies(conc or "1,8,16,32"))
+    rates = tuple(parse_rates(rate)) if rate is not None else ()
     if endpoint is not None:
         Address.parse(endpoint)
         if model == "demo":
@@ -139,9 +175,10 @@ def sweep(
         gpu_memory_utilization=gpu_memory_utilization,
         kv_cache_gib=kv_cache_gib,
         engine_args=tuple(engine_arg or ()),
+        rates=rates,
+        client_processes=client_processes,
     )
-    console = _console()
-    with Progress(console, plan.requests) as progress:
+    with Progress(console) as progress:
         run_dir = job.sweep(request, progress, argv=sys.argv[1:])
     _show_run(console, run_dir)
     _report(console, run_dir, None)
@@ -216,6 +253,47 @@ def doctor() -> None:
 _MARKS = {"ok": "✓", "missing": "✗", "caution": "!"}
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def truth(context: typer.Context) -> None:
+    """A scripted server with known delays, to test clients against. `bench truth --help` lists what it can do."""
+    from harness.load.truth import main as serve
+
+    serve(context.args)
+
+
+@app.command()
+def selftest() -> None:
+    """How many streams this machine's client can time; sweeps then mark what goes beyond."""
+    from rich.table import Table
+
+    from harness.load import selftest as test
+
+    console = _console()
+    console.print("truth server on loopback, TTFT 50 ms, 20 ms a token; p99 errors in ms; two minutes at most")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("streams", "processes", "tok/s", "TTFT p50", "TTFT p99", "chunk p99", "us/token", "server late"):
+        table.add_column(column, justify="right")
+
+    def show(step: test.Step) -> None:
+        figures = (f"{step.ttft_error_p50_ms:.2f}", f"{step.ttft_error_p99_ms:.2f}", f"{step.chunk_error_p99_ms:.2f}")
+        table.add_row(
+            str(step.streams), str(step.processes), f"{step.chunks_s:,.0f}", *figures,
+            f"{step.cpu_us_per_chunk:.1f}", f"{step.server_late_p99_ms:.2f}", style=None if step.good else "dim",
+        )  # fmt: skip
+        console.print(f"{step.streams} streams: {'good' if step.good else 'beyond 1 ms'}", highlight=False)
+
+    ceiling = test.run_ladder(show)
+    console.print()
+    console.print(table)
+    if ceiling is None:
+        console.print("\nNot even the smallest load was timed within 1 ms: is the machine busy?")
+        raise typer.Exit(1)
+    kept = test.keep_ceiling(ceiling)
+    end = "at least " if ceiling.open_end else ""
+    console.print(f"\nclient ceiling: {end}{ceiling.streams} streams, {ceiling.chunks_s:,.0f} tok/s", highlight=False)
+    console.print(f"kept in {kept}", markup=False, highlight=False)
+
+
 @engine_app.command("install")
 def engine_install(
     kind: Annotated[str, typer.Argument(help="cpu or cuda.")],
@@ -242,6 +320,29 @@ def parse_duration(text: str, option: str) -> float:
     if not found or float(found[1]) <= 0:
         raise InputError(f"{option} {text!r} is no duration", allowed="a number with s or ms, as 3s or 800ms")
     return float(found[1]) / (1000 if found[2] == "ms" else 1)
+
+
+def parse_share(text: str, option: str) -> float:
+    """'5%' or '0.05' as 0.05. Raises InputError naming the option."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|)", text.strip())
+    if not found:
+        raise InputError(f"{option} {text!r} is no share", allowed="a share with or without %, as 5% or 0.05")
+    return float(found[1]) / (100 if found[2] else 1)
+
+
+def _check_alone(context: typer.Context, option: str) -> None:
+    """Raise InputError when another option was typed beside one that stands for all of them."""
+    typed = [
+        f"--{name.replace('_', '-')}"
+        for name in context.params
+        if name != option and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if typed:
+        raise InputError(
+            f"--{option} together with {', '.join(typed)}",
+            allowed=f"--{option} alone: a run is finished as it was begun",
+            remedy="leave the others out, or begin another run",
+        )
 
 
 def _one_of(value: str | None, option: str, allowed: tuple[str, ...]) -> str | None:
@@ -280,24 +381,28 @@ def _near(path: Path) -> Path:
 
 
 def _show_run(console: Console, run_dir: Path) -> None:
-    """The closing table and the knees in words."""
+    """The closing table, the knees in words, and how many times the baseline's tokens each precision delivers."""
     from rich.table import Table
 
-    from harness.analysis.capacity import alone, headlines, label
+    from harness.analysis.capacity import alone, at_one_load, headlines, label
+    from harness.analysis.compare import compare
     from harness.analysis.knee import find_knees
+    from harness.analysis.levels import axis, load, shown
     from harness.report.run import load_run
+    from harness.report.tables import throughput_lines
 
     run = load_run(run_dir)
     knees = find_knees(run.points, run.slo_p95_s)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    columns = ("precision", "users", "tok/s", "p95 ms", "TTFT p50", "TPOT p50", "GiB", "$/1M", "verdict")
+    unit = axis(run.points).unit
+    columns = ("precision", unit, "tok/s", "p95 ms", "TTFT p50", "TPOT p50", "GiB", "$/1M", "verdict")
     for column in columns:
         words = column in ("precision", "verdict")
         table.add_column(column, justify="left" if words else "right", overflow="fold" if words else "ellipsis")
     for point in run.points:
         table.add_row(
             point.precision,
-            str(point.conc),
+            shown(load(point)),
             *(_figure(value, form) for value, form in (
                 (point.tok_s, ",.0f"), (point.p95_ms, ",.0f"), (point.ttft_p50_ms, ",.0f"),
                 (point.tpot_p50_ms, ",.1f"), (point.vram_gib, ".2f"), (point.usd_per_1m_tokens, ".2f"),
@@ -309,9 +414,14 @@ def _show_run(console: Console, run_dir: Path) -> None:
     console.print()
     for knee in knees:
         console.print(f"{label(knee.precision)} {alone(knee, run.points)}", markup=False, highlight=False)
+    for line in throughput_lines(compare(run.points, run.requests)):
+        console.print(line, markup=False, highlight=False)
     if len(knees) > 1:
-        for sentence in headlines(run.points, knees, run.machine):
-            console.print(f"\n{sentence}", markup=False, highlight=False, style="bold")
+        said = headlines(run.points, knees, run.machine)
+    else:  # one precision has been told above; one trace has no knee
+        said = [] if knees else at_one_load(run.points, run.slo_p95_s, run.machine)
+    for sentence in said:
+        console.print(f"\n{sentence}", markup=False, highlight=False, style="bold")
 
 
 def _figure(value: float | None, form: str) -> str:

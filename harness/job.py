@@ -7,26 +7,33 @@ All input is checked before anything is started, so that a typing mistake costs 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
+import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from harness import models
 from harness.architecture import quantization, read_config
 from harness.engines import Engine, ServeSpec, endpoint, environment, vllm
 from harness.errors import InputError, MissingTool, RunError
-from harness.load.dialect import probe
+from harness.load.dataset import Prompts
+from harness.load.dialect import probe, tokenizer
+from harness.load.schedule import Arrival, mean_rate, read_trace
+from harness.load.selftest import read_ceiling
 from harness.load.workload import Dialect, vocabulary
 from harness.records import Scenario, SweepPoint
-from harness.rundir import RunDirectory, describe_machine, run_name
-from harness.scenario import context_served
-from harness.sweep import Observer, OpenEngine, Variant, plan_sessions, run_sweep
+from harness.rundir import RunDirectory, describe_machine, remembered, run_name
+from harness.scenario import context_served, read_prompts
+from harness.sweep import Observer, OpenEngine, Plan, Service, Variant, plan_sessions, run_sweep, unfinished
 from harness.telemetry.gpu import gpus
 
 METHODS = ("rtn", "awq")
@@ -52,19 +59,60 @@ class SweepRequest:
     gpu_memory_utilization: float = 0.9
     kv_cache_gib: float | None = None
     engine_args: tuple[str, ...] = ()
+    rates: tuple[float, ...] = ()
+    """Requests a second of open loops; then there are no concurrencies."""
+    client_processes: int | None = None
 
 
 def sweep(request: SweepRequest, observer: Observer, argv: Sequence[str] = ()) -> Path:
     """Run the sweep; returns the run directory. Raises KneebenchError; finished rows stay on disk."""
-    return _sweep_endpoint(request, observer, argv) if request.endpoint else _sweep_vllm(request, observer, argv)
+    return _run(_with_rates(request), observer, argv, None)
 
 
-def _sweep_vllm(request: SweepRequest, observer: Observer, argv: Sequence[str]) -> Path:
+def resume(path: Path, observer: Observer, argv: Sequence[str] = ()) -> Path:
+    """Carry on with a sweep that was interrupted, from its directory alone; returns the run directory."""
+    request: SweepRequest = TypeAdapter(SweepRequest).validate_python(remembered(path))
+    return _run(request, observer, argv, path)
+
+
+def _with_rates(request: SweepRequest) -> SweepRequest:
+    """Check that the load fits the scenario's arrivals; a trace comes at its own rate unless another is asked for."""
+    arrivals = request.scenario.arrivals
+    if arrivals == "closed":
+        if request.rates:
+            raise InputError(
+                "--rate with a closed loop, whose users ask when they are answered",
+                allowed="--rate with arrivals = constant, poisson, gamma or trace",
+                remedy="add --arrivals poisson, or say how many users: --conc",
+            )
+        return request
+    if arrivals == "trace" and not request.rates:
+        rate = round(mean_rate(_trace(request.scenario)), 6)
+        return replace(request, rates=(rate,), concurrencies=())
+    if not request.rates:
+        raise InputError(
+            f"arrivals = {arrivals!r} without a rate",
+            allowed="requests a second, one cell each",
+            remedy="add --rate 0.5,1,2,4",
+        )
+    return replace(request, concurrencies=())
+
+
+def _trace(scenario: Scenario) -> tuple[Arrival, ...]:
+    return read_trace(Path(scenario.trace)) if scenario.trace else ()
+
+
+def _run(request: SweepRequest, observer: Observer, argv: Sequence[str], resumed: Path | None) -> Path:
+    do = _sweep_endpoint if request.endpoint else _sweep_vllm
+    return do(request, observer, argv, resumed)
+
+
+def _sweep_vllm(request: SweepRequest, observer: Observer, argv: Sequence[str], resumed: Path | None) -> Path:
     model = models.resolve(request.model)
     wanted = _wanted(request.precisions)
-    if request.scenario.api == "chat" and model.random_weights:
+    if model.random_weights and (request.scenario.api == "chat" or request.scenario.dataset):
         raise InputError(
-            f"--model {request.model} with --api chat: a shape has no tokenizer and no chat template",
+            f"--model {request.model} with text prompts: a shape has no tokenizer and no chat template",
             allowed="--api completions, where prompts are token ids",
         )
     if request.port is not None:
@@ -78,7 +126,8 @@ def _sweep_vllm(request: SweepRequest, observer: Observer, argv: Sequence[str]) 
     if any(given is None and name in METHODS for name, given in wanted.items()):
         check_quantizer()
 
-    with _run_directory(request, model.name) as directory:
+    with _run_directory(request, model.name, resumed) as directory:
+        directory.remember(TypeAdapter(SweepRequest).dump_python(request, mode="json"))
         directory.describe_environment(describe_machine("vllm", env.vllm_version, argv))
         served: dict[str, models.Model] = {}
         variants = []
@@ -87,24 +136,26 @@ def _sweep_vllm(request: SweepRequest, observer: Observer, argv: Sequence[str]) 
             _check_fits(checkpoint, request)
             served[name] = checkpoint
             variants.append(Variant(name, digest, _is_quantized(checkpoint)))
-        sessions = plan_sessions(variants, request.concurrencies, request.repeats)
-        _describe(directory, request, model.name, f"vllm {env.vllm_version} ({env.kind})")
+        if resumed is None:
+            _describe(directory, request, model.name, f"vllm {env.vllm_version} ({env.kind})")
+        _check_unchanged(directory, variants, env.vllm_version)
 
         @contextmanager
-        def open_engine(variant: Variant, repeat: int) -> Iterator[tuple[Engine, Dialect]]:
+        def open_engine(variant: Variant, repeat: int) -> Iterator[Service]:
             checkpoint = served[variant.precision]
             spec = _spec(request, variant.precision, checkpoint)
-            session = f"{variant.precision}-r{repeat}"
-            with vllm.serve(spec, env, directory.path / f"engine-{session}.log", observer.status) as engine:
-                directory.describe_engine(session, engine.info)
-                yield engine, _dialect(request.scenario, checkpoint, engine)
+            log = directory.fresh(f"engine-{variant.precision}-r{repeat}", ".log")
+            with vllm.serve(spec, env, log, observer.status) as engine:
+                directory.describe_engine(log, engine.info)
+                dialect = _dialect(request.scenario, checkpoint, engine)
+                yield Service(engine, dialect, _prompts(request.scenario, engine))
 
         template = SweepPoint(directory.path.name, "", 0, model=model.name, scenario=request.scenario.name)
-        run_sweep(sessions, request.scenario, directory, template, open_engine, observer)
+        _run_cells(request, variants, directory, template, open_engine, observer)
         return directory.path
 
 
-def _sweep_endpoint(request: SweepRequest, observer: Observer, argv: Sequence[str]) -> Path:
+def _sweep_endpoint(request: SweepRequest, observer: Observer, argv: Sequence[str], resumed: Path | None) -> Path:
     if len(request.precisions) != 1:
         raise InputError(
             f"--precisions {','.join(request.precisions)} with --endpoint",
@@ -114,27 +165,77 @@ def _sweep_endpoint(request: SweepRequest, observer: Observer, argv: Sequence[st
     assert request.endpoint is not None
     with endpoint.attach(request.endpoint, request.model) as engine:
         dialect = probe(engine.target, chat=request.scenario.api == "chat")
-        with _run_directory(request, request.model) as directory:
+        prompts = _prompts(request.scenario, engine)
+        with _run_directory(request, request.model, resumed) as directory:
             info = engine.info
+            directory.remember(TypeAdapter(SweepRequest).dump_python(request, mode="json"))
             directory.describe_environment(describe_machine(info.engine, info.engine_version, argv))
-            _describe(directory, request, request.model, "endpoint")
-            sessions = plan_sessions([Variant(request.precisions[0])], request.concurrencies, request.repeats)
+            if resumed is None:
+                _describe(directory, request, request.model, "endpoint")
+            variants = [Variant(request.precisions[0])]
+            _check_unchanged(directory, variants, info.engine_version)
             template = SweepPoint(directory.path.name, "", 0, model=request.model, source="endpoint")
-            run_sweep(sessions, request.scenario, directory, template, _always(engine, dialect), observer)
+            open_engine = _always(Service(engine, dialect, prompts))
+            _run_cells(request, variants, directory, template, open_engine, observer)
             return directory.path
 
 
-def _always(engine: Engine, dialect: Dialect) -> OpenEngine:
+def _run_cells(
+    request: SweepRequest,
+    variants: Sequence[Variant],
+    directory: RunDirectory,
+    template: SweepPoint,
+    open_engine: OpenEngine,
+    observer: Observer,
+) -> None:
+    """Measure every cell that has no row yet."""
+    sessions = plan_sessions(variants, request.concurrencies, request.repeats, request.rates)
+    plan = Plan(
+        request.scenario,
+        processes=request.client_processes,
+        salt=secrets.token_hex(4),
+        trace=_trace(request.scenario),
+        ceiling=read_ceiling(),
+        restarts=request.endpoint is None,
+    )
+    left = unfinished(sessions, directory.done, directory.attempts())
+    run_sweep(left, plan, directory, template, open_engine, observer, done_before=len(directory.done))
+    directory.finish()
+
+
+def _check_unchanged(directory: RunDirectory, variants: Sequence[Variant], engine_version: str | None) -> None:
+    """A run that is resumed must go on with what it began with, or its rows could not be compared."""
+    digests = {variant.precision: variant.checkpoint_sha256 for variant in variants}
+    for row in directory.done:
+        if row.engine_version != engine_version:
+            raise InputError(
+                f"--resume: the run was begun with engine version {row.engine_version}, this is {engine_version}",
+                remedy="install that version again, or run the sweep anew",
+            )
+        if row.checkpoint_sha256 != digests.get(row.precision):
+            raise InputError(
+                f"--resume: the {row.precision} checkpoint is not the one that the run was begun with",
+                remedy="run the sweep anew",
+            )
+
+
+def _prompts(scenario: Scenario, engine: Engine) -> Prompts | None:
+    return read_prompts(scenario, tokenizer(engine.target) if scenario.dataset else None)
+
+
+def _always(service: Service) -> OpenEngine:
     """An endpoint is there before and after each session."""
 
     @contextmanager
-    def already_open(variant: Variant, repeat: int) -> Iterator[tuple[Engine, Dialect]]:
-        yield engine, dialect
+    def already_open(variant: Variant, repeat: int) -> Iterator[Service]:
+        yield service
 
     return already_open
 
 
-def _run_directory(request: SweepRequest, model: str) -> AbstractContextManager[RunDirectory]:
+def _run_directory(request: SweepRequest, model: str, resumed: Path | None) -> AbstractContextManager[RunDirectory]:
+    if resumed is not None:
+        return RunDirectory(resumed, resume=True)
     name = run_name(model, request.scenario.name, datetime.now())
     return RunDirectory(request.out or Path("results") / name)
 
@@ -145,6 +246,7 @@ def _describe(directory: RunDirectory, request: SweepRequest, model: str, engine
         "model": model,
         "precisions": [item.partition("=")[0] for item in request.precisions],
         "concurrencies": sorted(set(request.concurrencies)),
+        "rates_rps": sorted(set(request.rates)),
         "repeats": request.repeats,
         "engine": engine,
         "endpoint": request.endpoint,
@@ -153,8 +255,14 @@ def _describe(directory: RunDirectory, request: SweepRequest, model: str, engine
         "gpu_memory_utilization": request.gpu_memory_utilization,
         "kv_cache_gib": request.kv_cache_gib,
         "engine_args": list(request.engine_args),
+        "client_processes": request.client_processes,
     }
-    directory.describe({"run": run, "scenario": asdict(request.scenario)})
+    scenario = asdict(request.scenario)
+    for name in ("trace", "dataset"):
+        if scenario[name]:  # which file it was, and not where it lies
+            run[f"{name}_sha256"] = hashlib.sha256(Path(scenario[name]).read_bytes()).hexdigest()
+            scenario[name] = Path(scenario[name]).name
+    directory.describe({"run": run, "scenario": scenario})
 
 
 # --- precisions and checkpoints ---------------------------------------------------------------------------------------

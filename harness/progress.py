@@ -18,9 +18,8 @@ REFRESH_S = 0.5
 class Progress:
     """An Observer that talks to the terminal. Use as a context manager."""
 
-    def __init__(self, console: Console, goal: int) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._goal = goal
         self._live = Status("", console=console, refresh_per_second=4) if console.is_terminal else None
         self._cell: Cell | None = None
         self._position = ""
@@ -68,7 +67,7 @@ class Progress:
         reasons = f" ({', '.join(point.verdict_reasons)})" if point.verdict_reasons else ""
         tok_s, p95_ms = _figure(point.tok_s), _figure(point.p95_ms)
         self._console.print(
-            f"{self._position:>5}  {point.precision:<8} conc {point.conc:<4} {tok_s:>7} tok/s  p95 {p95_ms:>7} ms  "
+            f"{self._position:>5}  {point.precision:<8} {_load(point):<12} {tok_s:>7} tok/s  p95 {p95_ms:>7} ms  "
             f"{point.verdict}{reasons}",
             markup=False,
             highlight=False,
@@ -77,9 +76,9 @@ class Progress:
     def _line(self, now: float) -> str:
         assert self._cell is not None
         p95 = metrics.percentile(self._latencies_ms, 95, metrics.MIN_P95)
-        done = f"{len(self._latencies_ms)}/{max(self._goal, 3 * self._cell.conc)} requests"
         return (
-            f"cell {self._position}: {self._cell.precision} at {self._cell.conc} users, {done}, "
+            f"cell {self._position}: {self._cell.precision} at {_load(self._cell)}, "
+            f"{len(self._latencies_ms)} requests, "
             f"{_figure(self._tokens / max(now - self._began, 1e-9))} tok/s, p95 {_figure(p95)} ms{self._eta(now)}"
         )
 
@@ -90,6 +89,13 @@ class Progress:
         mean = sum(self._cell_seconds) / len(self._cell_seconds)
         left = max(0.0, mean - (now - self._began)) + mean * self._left
         return f", about {left / 60:.0f} min left" if left > 90 else f", about {left:.0f} s left"
+
+
+def _load(of: Cell | SweepPoint) -> str:
+    """'8 users', or '2.5 req/s' of an open loop."""
+    if of.rate_rps is not None:
+        return f"{of.rate_rps:g} req/s"
+    return f"{of.conc} user{'s' if of.conc != 1 else ''}"
 
 
 def _figure(value: float | None) -> str:

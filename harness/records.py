@@ -34,7 +34,7 @@ Phase = Literal["warmup", "measured", "held"]
 Verdict = Literal["valid", "suspect", "invalid"]
 
 Arrivals = Literal["closed", "constant", "poisson", "gamma", "trace"]
-"""closed: users who ask again once answered. The others are open loops: requests come whether or not any is answered."""
+"""closed: users who ask again once answered. The others are open loops: requests come, answered or not."""
 
 Source = Literal["engine", "dummy-weights", "endpoint"]
 """Where a row comes from: an engine that we started, the same with random weights (`--model shape:...`), a URL."""
@@ -184,7 +184,8 @@ class SweepPoint:
     running_peak: int | None = None
     waiting_peak: int | None = None
     counter_gap: float | None = None
-    """(tokens that the engine counted - tokens that we received) / tokens received, over the whole cell."""
+    """(tokens that the engine counted - tokens that we received) / tokens received, over the whole cell;
+    what requests cut at its end may explain is taken off (analysis/counters.py)."""
     send_lag_p99_ms: float | None = None
     loop_lag_p99_ms: float | None = None
     coalesced_share: float | None = None
@@ -245,7 +246,8 @@ class GpuSample:
     """0..1: share of the card's own last sampling period in which a kernel ran."""
     used_gib: float | None = None
     throttle: tuple[str, ...] = ()
-    """Why its clocks are held back, in NVML's words: sw_power_cap, hw_slowdown, sw_thermal, hw_thermal, power_brake."""
+    """Why its clocks are held back, in NVML's words: sw_power_cap, hw_slowdown, sw_thermal, hw_thermal, power_brake;
+    unknown: it does not say."""
     attempt: int = 1
 
 
@@ -278,7 +280,8 @@ class Knee:
     `safe_conc` is the largest tested concurrency that is safe to promise; `cross_lo`/`cross_hi` bound the interpolated
     crossing, bracket width included (`cross_lo` 0: even the smallest tested one is in doubt; `cross_hi` None: open).
     `cross` and `cross_lo` are None when no tested point meets the SLO. `beyond_range`: every tested point meets it, so
-    there is no knee in range. `cause`: kv_cache, max_num_seqs, client, compute, none (no knee), unknown (no counters).
+    there is no knee in range. In an open loop all loads are requests a second, `safe_conc` is None, and `cross_lo` is
+    the safe rate. `cause`: kv_cache, max_num_seqs, client, compute, none (no knee), unknown (no counters).
     """
 
     precision: str
@@ -417,8 +420,16 @@ class TableWriter:
         self._record_type = record_type
         fresh = not path.exists() or path.stat().st_size == 0
         if not fresh:
-            _cut_torn_line(path)
+            cut_torn_line(path)
             fresh = path.stat().st_size == 0
+        if not fresh:
+            with path.open(encoding="utf-8", newline="") as existing:
+                names = tuple(next(csv.reader(existing), ()))
+            if names != header(record_type):
+                raise RecordError(
+                    f"{path.name} has other columns than this version writes",
+                    remedy="finish the run with the kneebench version that began it (environment.json names it)",
+                )
         self._file = path.open("a", encoding="utf-8", newline="")
         self._writer = csv.writer(self._file, lineterminator="\n")
         if fresh:
@@ -447,7 +458,7 @@ class TableWriter:
         self.close()
 
 
-def _cut_torn_line(path: Path) -> None:
+def cut_torn_line(path: Path) -> None:
     with path.open("rb+") as file:
         data = file.read()
         if data and not data.endswith(b"\n"):
@@ -466,7 +477,8 @@ def _read_rows(path: Path, record_type: type[Record]) -> Iterator[Record]:
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror})", remedy="check the run directory") from error
     with file:
-        rows = csv.reader(file)
+        # A last line without its end is one that a killed sweep did not finish.
+        rows = csv.reader(line for line in file if line.endswith("\n"))
         names = next(rows, None)
         columns = _checked_header(path, names, record_type)
         for row in rows:

@@ -1,15 +1,20 @@
 """A run's directory: one writer at a time, self-describing, every finished row durable.
 
 run.toml           the plan: scenario, precisions, concurrencies, flags
-environment.json   machine, versions, git state; paths and names redacted
-requests.csv       one line a request, flushed as they end
-points.csv         one line a cell, fsynced as it ends
-engine-<precision>-r<repeat>.log
+environment.json   machine, versions, git state; paths and names redacted (environment-2.json: of the first resume)
+requests.csv       one line a request, written as they end
+points.csv         one line a cell, fsynced as it ends: a cell is done when its row is here
+gpu.csv            ten lines a second and card while a cell runs; only where there is a card
+engine-<precision>-r<repeat>.log, .json   (engine-awq-r1-2.log: of its second start)
+.unfinished.json   what --resume needs, with this machine's paths; gone when the last cell is done
 """
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import fcntl
+import itertools
 import json
 import platform
 import re
@@ -23,20 +28,38 @@ from typing import Any
 from harness import __version__
 from harness.engines import EngineInfo
 from harness.errors import InputError, RunError
-from harness.records import Environment, RequestRecord, SweepPoint, TableWriter
+from harness.records import (
+    Environment,
+    GpuSample,
+    RequestRecord,
+    SweepPoint,
+    TableWriter,
+    cut_torn_line,
+    read_table,
+    write_table,
+)
 from harness.redact import redact
+
+UNFINISHED = ".unfinished.json"
 
 
 class RunDirectory:
     """An open run directory, locked against a second writer. Use as a context manager."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, resume: bool = False) -> None:
+        """Raises InputError when it holds a run already (unless it is resumed), or another sweep writes into it."""
         self.path = path
-        if (path / "points.csv").exists():
+        if resume:
+            _check_resumable(path)
+        elif (path / "points.csv").exists():
             raise InputError(
                 f"{path} holds a run already",
                 allowed="a new or empty directory",
-                remedy="choose another --out, or leave it out: runs are then named by date and model",
+                remedy=(
+                    f"`bench sweep --resume {path}` finishes it"
+                    if (path / UNFINISHED).exists()
+                    else "choose another --out, or leave it out: runs are then named by date and model"
+                ),
             )
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -48,31 +71,101 @@ class RunDirectory:
         except OSError as error:
             self._lock.close()
             raise InputError(f"{path} is being written by another sweep", remedy="choose another --out") from error
+        self.done = _rows_that_stay(path / "points.csv") if resume else []
+        """Rows of a run that is resumed."""
         self.requests = TableWriter(path / "requests.csv", RequestRecord)
         self.points = TableWriter(path / "points.csv", SweepPoint)
+        self._gpu: TableWriter | None = None
 
     def __enter__(self) -> RunDirectory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.requests.close()
-        self.points.close()
+        # A full disk must not hide the error that it caused, nor keep the lock.
+        with contextlib.suppress(OSError):
+            for table in filter(None, (self.requests, self.points, self._gpu)):
+                table.close()
         self._lock.close()
         (self.path / ".lock").unlink(missing_ok=True)
+
+    def add_gpu_sample(self, sample: GpuSample) -> None:
+        """Append to gpu.csv, which begins with the first sample."""
+        if self._gpu is None:
+            self._gpu = TableWriter(self.path / "gpu.csv", GpuSample)
+        self._gpu.add(sample)
+
+    def attempts(self) -> dict[str, int]:
+        """The highest attempt of each cell that requests.csv holds."""
+        highest: dict[str, int] = {}
+        self.requests.flush()
+        with (self.path / "requests.csv").open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                highest[row["cell"]] = max(highest.get(row["cell"], 0), int(row["attempt"]))
+        return highest
+
+    def remember(self, request: Mapping[str, Any]) -> None:
+        """Keep what a resume needs. It holds paths of this machine, so it is for its owner alone."""
+        path = self.path / UNFINISHED
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(request, indent=1) + "\n", encoding="utf-8")
+
+    def finish(self) -> None:
+        """Every cell has its row: there is nothing to resume."""
+        (self.path / UNFINISHED).unlink(missing_ok=True)
 
     def describe(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
         """Write run.toml."""
         (self.path / "run.toml").write_text(redact(to_toml(tables)), encoding="utf-8")
 
     def describe_environment(self, environment: Environment) -> None:
-        """Write environment.json."""
+        """Write environment.json, or the next number's when the run is resumed."""
         text = json.dumps(asdict(environment), indent=2)
-        (self.path / "environment.json").write_text(redact(text) + "\n", encoding="utf-8")
+        self.fresh("environment", ".json").write_text(redact(text) + "\n", encoding="utf-8")
 
-    def describe_engine(self, session: str, info: EngineInfo) -> None:
-        """Write engine-<session>.json."""
+    def fresh(self, stem: str, suffix: str) -> Path:
+        """A path that is not there yet: stem.log, then stem-2.log, stem-3.log ..."""
+        paths = itertools.chain([f"{stem}{suffix}"], (f"{stem}-{number}{suffix}" for number in itertools.count(2)))
+        return next(self.path / name for name in paths if not (self.path / name).exists())
+
+    def describe_engine(self, log: Path, info: EngineInfo) -> None:
+        """Write what the engine said of itself beside its log."""
         text = json.dumps(asdict(info), indent=2)
-        (self.path / f"engine-{session}.json").write_text(redact(text) + "\n", encoding="utf-8")
+        log.with_suffix(".json").write_text(redact(text) + "\n", encoding="utf-8")
+
+
+def remembered(path: Path) -> dict[str, Any]:
+    """What `remember` kept. Raises InputError when there is nothing to resume."""
+    _check_resumable(path)
+    try:
+        found: dict[str, Any] = json.loads((path / UNFINISHED).read_text(encoding="utf-8"))
+        return found
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path / UNFINISHED} cannot be read: {error}", remedy="run the sweep anew") from error
+
+
+def _check_resumable(path: Path) -> None:
+    if (path / UNFINISHED).is_file():
+        return
+    whole = (path / "points.csv").is_file()
+    raise InputError(
+        f"--resume {path}: " + ("that run is finished" if whole else "holds no run that was begun"),
+        allowed="the directory of a sweep that was interrupted",
+        remedy=f"`bench report {path}` writes its report" if whole else "name a directory under results/",
+    )
+
+
+def _rows_that_stay(path: Path) -> list[SweepPoint]:
+    """Rows of finished cells. Where the engine died or refused everything, a resume is a second chance: out they go."""
+    if not path.exists():
+        return []
+    cut_torn_line(path)
+    if not path.stat().st_size:
+        return []
+    rows = read_table(path, SweepPoint)
+    stay = [row for row in rows if not {"engine_died", "gave_up"} & set(row.verdict_reasons)]
+    if len(stay) < len(rows):
+        write_table(path, stay, SweepPoint)
+    return stay
 
 
 def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
@@ -163,5 +256,5 @@ def full_disk(error: OSError) -> RunError:
     """What to say when a row could not be written."""
     return RunError(
         f"a row could not be written: {error.strerror or error}; all rows before it are on disk",
-        remedy="free space on the disk, then run the sweep again with another --out",
+        remedy="free space on the disk, then: bench sweep --resume with that directory",
     )

@@ -2,31 +2,39 @@
 
 Both precisions get the same prompts, seeds, server limits and warm-up; only the checkpoint differs. With repeats the
 sessions are interleaved ABBA (bf16 awq | awq bf16 | ...), so that a machine that drifts does not favour one side.
+
+A cell is done when its row is on disk. Whatever ended a sweep before that (Ctrl-C, kill -9, a dead engine, a full
+disk), `unfinished` says what is left of the plan, and the same function carries on.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 
-from harness.analysis import metrics, validity
-from harness.analysis.cost import usd_per_1m
+from harness.analysis import counters, metrics, power, validity
+from harness.analysis.cost import price
 from harness.engines import Engine
-from harness.engines.address import Address
 from harness.errors import EngineError, InputError, RunError
-from harness.load.arrivals import LoadResult, closed_loop
-from harness.load.client import Connection
-from harness.load.workload import Dialect, make_ask
-from harness.records import Cell, Phase, RequestRecord, Scenario, SweepPoint
+from harness.load.dataset import Prompts
+from harness.load.generators import Generators, LoadResult, processes_for
+from harness.load.schedule import Arrival
+from harness.load.selftest import Ceiling
+from harness.load.workload import Dialect
+from harness.records import Cell, GpuSample, RequestRecord, Scenario, SweepPoint
 from harness.rundir import RunDirectory, full_disk
+from harness.telemetry.host import host
+from harness.telemetry.sampler import GpuSampler
 from harness.telemetry.watch import EngineWatch, Seen
 
 DYING_S = 10.0
 """How long an engine that fails every request is watched: its last words are worth more than "connection refused"."""
+ATTEMPTS = 2
+"""How often a cell is begun in one go: an engine that died is started once more, and the cell is marked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,32 @@ class Session:
     cells: tuple[Cell, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Service:
+    """An engine that answers, and how to speak to it."""
+
+    engine: Engine
+    dialect: Dialect
+    prompts: Prompts | None = None
+    """The scenario's dataset in this engine's tokens; None: prompts are drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What all cells of a sweep have in common."""
+
+    scenario: Scenario
+    processes: int | None = None
+    """Load generators; None: as many as the users need."""
+    salt: str = ""
+    """New in each start of a sweep: keeps the prefix cache of a server that lives longer than we do from helping."""
+    trace: tuple[Arrival, ...] = ()
+    ceiling: Ceiling | None = None
+    """What this machine's client was measured to keep up with."""
+    restarts: bool = True
+    """The engine is ours to start again."""
+
+
 class Observer(Protocol):
     """Whoever watches a sweep (the terminal); every method may do nothing."""
 
@@ -56,18 +90,27 @@ class Observer(Protocol):
     def cell_ended(self, point: SweepPoint) -> None: ...
 
 
-OpenEngine = Callable[[Variant, int], AbstractContextManager[tuple[Engine, Dialect]]]
+OpenEngine = Callable[[Variant, int], AbstractContextManager[Service]]
 """Start (or attach to) the engine of a variant for one session; leaving the context ends what was started."""
 
 
-def plan_sessions(variants: Sequence[Variant], concurrencies: Sequence[int], repeats: int = 1) -> list[Session]:
-    """Sessions in the order in which they run: ABBA over the repeats, concurrencies ascending within each."""
+def plan_sessions(
+    variants: Sequence[Variant],
+    concurrencies: Sequence[int],
+    repeats: int = 1,
+    rates: Sequence[float] = (),
+) -> list[Session]:
+    """Sessions in the order in which they run: ABBA over the repeats, loads ascending within each.
+
+    `rates` (requests a second) make open loops; then `concurrencies` is empty.
+    """
     sessions = []
     for repeat in range(1, repeats + 1):
         ordered = variants if repeat % 2 else list(reversed(variants))
         for variant in ordered:
-            cells = tuple(Cell(variant.precision, conc, repeat) for conc in sorted(set(concurrencies)))
-            sessions.append(Session(variant, repeat, cells))
+            closed = [Cell(variant.precision, conc, repeat) for conc in sorted(set(concurrencies))]
+            opened = [Cell(variant.precision, 0, repeat, rate) for rate in sorted(set(rates))]
+            sessions.append(Session(variant, repeat, tuple(closed + opened)))
     return sessions
 
 
@@ -81,97 +124,161 @@ def parse_concurrencies(text: str) -> list[int]:
     return numbers
 
 
+def parse_rates(text: str) -> list[float]:
+    """'0.5,2,8' -> [0.5, 2.0, 8.0]. Raises InputError naming the part that is no positive number."""
+    rates = []
+    for part in text.split(","):
+        try:
+            rate = float(part)
+        except ValueError:
+            rate = 0.0
+        if not 0.001 <= rate <= 10_000:
+            raise InputError(
+                f"--rate {text!r}: {part.strip()!r} is no rate", allowed="requests a second, 0.001 to 10,000"
+            )
+        rates.append(rate)
+    return rates
+
+
+def unfinished(sessions: Sequence[Session], done: Sequence[SweepPoint], begun: Mapping[str, int]) -> list[Session]:
+    """What is left of the plan: cells without a row, as a new attempt where requests of theirs are on disk already.
+
+    `begun` maps a cell's key to the highest attempt that requests.csv holds of it.
+    """
+    finished = {Cell(point.precision, point.conc, point.repeat, point.rate_rps).key for point in done}
+    left = []
+    for session in sessions:
+        cells = tuple(
+            replace(cell, attempt=begun.get(cell.key, 0) + 1) for cell in session.cells if cell.key not in finished
+        )
+        if cells:
+            left.append(replace(session, cells=cells))
+    return left
+
+
 def run_sweep(
     sessions: Sequence[Session],
-    scenario: Scenario,
+    plan: Plan,
     directory: RunDirectory,
     template: SweepPoint,
     open_engine: OpenEngine,
     observer: Observer,
+    done_before: int = 0,
 ) -> list[SweepPoint]:
     """Run every session; rows are on disk as their cells end. `template` carries what all rows share (run, model).
 
-    An engine that dies, or fails every request, ends its session, not the sweep: the cell gets an invalid row and the
-    next session starts. If any session failed, RunError is raised at the end; the rows stay.
+    An engine that dies in a cell is started again once. If it dies again, or refuses every request, that ends its
+    session, not the sweep: the cell gets an invalid row and the next session starts. If any session failed, RunError
+    is raised at the end; the rows stay.
     """
     points: list[SweepPoint] = []
     failures: list[str] = []
-    total = sum(len(session.cells) for session in sessions)
-    for session in sessions:
-        shared = replace(
-            template,
-            precision=session.variant.precision,
-            checkpoint_sha256=session.variant.checkpoint_sha256,
-            repeat=session.repeat,
-        )
-        try:
-            with open_engine(session.variant, session.repeat) as (engine, dialect):
-                for point in _run_session(
-                    session, scenario, directory, shared, engine, dialect, observer, points, total
-                ):
-                    points.append(point)
-        except EngineError as error:
-            failures.append(f"{session.variant.precision}: {error}")
-            observer.status(f"{session.variant.precision} failed: {str(error).splitlines()[0]}")
-        except OSError as error:
-            raise full_disk(error) from error
+    total = done_before + sum(len(session.cells) for session in sessions)
+    with Generators() as generators:
+        run = _Run(plan, directory, open_engine, observer, generators, points, done_before, total)
+        for session in sessions:
+            shared = replace(
+                template,
+                precision=session.variant.precision,
+                checkpoint_sha256=session.variant.checkpoint_sha256,
+                repeat=session.repeat,
+            )
+            try:
+                run.session(session, shared)
+            except EngineError as error:
+                failures.append(f"{session.variant.precision}: {error}")
+                observer.status(f"{session.variant.precision} failed: {str(error).splitlines()[0]}")
+            except OSError as error:
+                raise full_disk(error) from error
     if failures:
-        raise RunError("\n".join(failures) + f"\n{len(points)} of {total} cells have rows in {directory.path}")
+        raise RunError(
+            "\n".join(failures) + f"\n{done_before + len(points)} of {total} cells have rows in {directory.path}",
+            remedy="mend what the engine names, then: bench sweep --resume with that directory",
+        )
     return points
 
 
-def _run_session(
-    session: Session,
-    scenario: Scenario,
-    directory: RunDirectory,
-    shared: SweepPoint,
-    engine: Engine,
-    dialect: Dialect,
-    observer: Observer,
-    before: Sequence[SweepPoint],
-    total: int,
-) -> Iterator[SweepPoint]:
-    for cell in session.cells:
-        observer.cell_begins(cell, len(before) + 1, total)
-        point, failure = run_cell(cell, scenario, directory, shared, session.variant, engine, dialect, observer)
-        directory.requests.flush(durable=True)
-        directory.points.add(point, durable=True)
-        observer.cell_ended(point)
-        yield point
-        if failure is not None:
-            raise failure
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A sweep in progress."""
 
+    plan: Plan
+    directory: RunDirectory
+    open_engine: OpenEngine
+    observer: Observer
+    generators: Generators
+    points: list[SweepPoint]
+    done_before: int
+    total: int
 
-def run_cell(
-    cell: Cell,
-    scenario: Scenario,
-    directory: RunDirectory,
-    shared: SweepPoint,
-    variant: Variant,
-    engine: Engine,
-    dialect: Dialect,
-    observer: Observer,
-) -> tuple[SweepPoint, EngineError | None]:
-    """Drive one cell; its row, and what ends the session if the engine died or refuses everything."""
+    def session(self, session: Session, shared: SweepPoint) -> None:
+        """Serve the variant and run its cells, with a second start of the engine for a cell in which it died."""
+        left = list(session.cells)
+        tried: dict[str, int] = {}
+        while left:
+            with self.open_engine(session.variant, session.repeat) as service:
+                while left:
+                    cell = left[0]
+                    tried[cell.key] = tried.get(cell.key, 0) + 1
+                    number = self.done_before + len(self.points) + 1
+                    self.observer.cell_begins(cell, number, self.total)
+                    point, failure, died = self.cell(cell, shared, session.variant, service)
+                    if died and self.plan.restarts and tried[cell.key] < ATTEMPTS:
+                        self.observer.status(f"the engine died in {cell.key}; it is started once more")
+                        left[0] = replace(cell, attempt=cell.attempt + 1)
+                        break
+                    if tried[cell.key] > 1:
+                        point = validity.worsen(point, "engine_restarted", "suspect")
+                    self.directory.requests.flush(durable=True)
+                    self.directory.points.add(point, durable=True)
+                    self.points.append(point)
+                    self.observer.cell_ended(point)
+                    left.pop(0)
+                    if failure is not None:
+                        raise failure
 
-    def on_record(record: RequestRecord) -> None:
-        directory.requests.add(record)
-        observer.request_ended(record)
+    def cell(
+        self, cell: Cell, shared: SweepPoint, variant: Variant, service: Service
+    ) -> tuple[SweepPoint, EngineError | None, bool]:
+        """Drive one cell: its row, what ends the session (it died or refuses everything), and whether it died."""
+        plan, engine = self.plan, service.engine
 
-    started_at, started = datetime.now(UTC), time.perf_counter()
-    with EngineWatch(engine) as watch:
-        load = drive(cell, scenario, engine, dialect, on_record)
-    failure = EngineError(f"cell {cell.key}: {load.gave_up}") if load.gave_up else None
-    died = False
-    try:
-        _check(engine, patience_s=DYING_S if load.gave_up else 0.0)
-    except EngineError as error:
-        failure, died = error, True
-    point = make_point(cell, scenario, shared, variant, engine, dialect, load, watch.seen())
-    if died:
-        point = replace(point, verdict="invalid", verdict_reasons=("engine_died", *point.verdict_reasons))
-    duration = time.perf_counter() - started
-    return replace(point, started_at=started_at.isoformat(timespec="seconds"), duration_s=duration), failure
+        def on_record(record: RequestRecord) -> None:
+            self.directory.requests.add(record)
+            self.directory.requests.flush()
+            self.observer.request_ended(record)
+
+        started_at, started = datetime.now(UTC), time.perf_counter()
+        with ExitStack() as watching:
+            sampler = None
+            if engine.info.device == "gpu":  # a CPU engine or an endpoint is not what our card works for
+                sampler = watching.enter_context(
+                    GpuSampler(engine.pids(), self.directory.add_gpu_sample, cell=cell.key, attempt=cell.attempt)
+                )
+            watch = watching.enter_context(EngineWatch(engine))
+            load = self.generators.run(
+                cell,
+                plan.scenario,
+                service.dialect,
+                engine.target,
+                processes=plan.processes or processes_for(cell.conc, host().cores),
+                salt=plan.salt,
+                prompts=service.prompts,
+                trace=plan.trace,
+                on_record=on_record,
+            )
+        failure = EngineError(f"cell {cell.key}: {load.gave_up}") if load.gave_up else None
+        died = False
+        try:
+            _check(engine, patience_s=DYING_S if load.gave_up else 0.0)
+        except EngineError as error:
+            failure, died = error, True
+        point = make_point(cell, plan, shared, variant, service, load, watch.seen(), sampler.samples if sampler else ())
+        if died:
+            point = validity.worsen(point, "engine_died", "invalid")
+        duration = time.perf_counter() - started
+        point = replace(point, started_at=started_at.isoformat(timespec="seconds"), duration_s=duration)
+        return point, failure, died
 
 
 def _check(engine: Engine, patience_s: float) -> None:
@@ -183,92 +290,37 @@ def _check(engine: Engine, patience_s: float) -> None:
         engine.check()
 
 
-def drive(
-    cell: Cell,
-    scenario: Scenario,
-    engine: Engine,
-    dialect: Dialect,
-    on_record: Callable[[RequestRecord], None],
-) -> LoadResult:
-    """Put the cell's load on the engine's target, on an event loop of its own."""
-    import uvloop
-
-    target = engine.target
-    address = Address.parse(target.base_url)
-    connections = [Connection(address, target.api_key) for _ in range(cell.conc)]
-
-    async def send(user: int, sequence: int, phase: Phase) -> RequestRecord:
-        ask = make_ask(scenario, cell, user, sequence, dialect, target.model)
-        record = RequestRecord(
-            cell=cell.key,
-            user=user,
-            sequence=sequence,
-            phase=phase,
-            intended_ns=time.time_ns(),
-            input_tokens_asked=ask.input_tokens,
-            output_tokens_asked=ask.output_tokens,
-        )
-        return await connections[user].request(dialect.path, ask.body, record, scenario.request_timeout_s)
-
-    load = closed_loop(
-        cell.conc,
-        send,
-        # Every user asks at least three times: fewer, and the window would be one wave of requests and its ebb.
-        requests=max(scenario.requests, 3 * cell.conc),
-        min_window_s=scenario.min_window_s,
-        warmup_rounds=scenario.warmup_rounds,
-        seed=scenario.seed,
-        on_record=on_record,
-    )
-    try:
-        return uvloop.run(load)
-    finally:
-        for connection in connections:
-            connection.close()
-
-
 def make_point(
     cell: Cell,
-    scenario: Scenario,
+    plan: Plan,
     shared: SweepPoint,
     variant: Variant,
-    engine: Engine,
-    dialect: Dialect,
+    service: Service,
     load: LoadResult,
     seen: Seen,
+    gpu_samples: Sequence[GpuSample] = (),
 ) -> SweepPoint:
-    """The row of a cell: metrics, memory, counters, price and verdict put together."""
-    info = engine.info
+    """The row of a cell: metrics, memory, counters, power, price and verdict put together."""
+    info, scenario = service.engine.info, plan.scenario
     found = metrics.summarise(load.records, load.open_ns, load.close_ns)
-    lag_p99_ms = metrics.percentile(load.lags_ms, 99)
-    verdict, reasons = validity.judge(
-        load.records,
-        found.get("window_s"),
-        validity.Conditions(
-            gave_up=load.gave_up,
-            loop_lag_p99_ms=lag_p99_ms,
-            prefix_hit_share=seen.prefix_hit_share,
-            preemptions=seen.preemptions,
-            quantized=variant.quantized,
-            kernel=info.kernel,
-            exact_lengths=bool(dialect.vocabulary) and dialect.vllm_extras,
-        ),
-    )
-    tok_s = found.get("tok_s")
+    found |= _power(found, load, gpu_samples)
+    ours = counters.counted(load.records)
+    gap = counters.counter_gap(seen.generation_tokens, ours.generation_tokens, ours.generation_allowance)
+    prompt_gap = counters.counter_gap(seen.prompt_tokens, ours.prompt_tokens, ours.prompt_allowance)
     parts = (info.weights_gib, info.kv_cache_gib, seen.memory_gib)
     other = seen.memory_gib - info.weights_gib - info.kv_cache_gib if None not in parts else None  # type: ignore[operator]
-    return replace(
+    point = replace(
         shared,
         conc=cell.conc,
-        verdict=verdict,
-        verdict_reasons=reasons,
+        rate_rps=cell.rate_rps,
+        arrivals=scenario.arrivals,
+        attempt=cell.attempt,
         vram_gib=seen.memory_gib,
         memory_kind=info.device,
         weights_gib=info.weights_gib,
         kv_cache_gib=info.kv_cache_gib,
         kv_cache_tokens=info.kv_cache_tokens,
         other_gib=other if other is not None and other >= 0 else None,
-        usd_per_1m_tokens=usd_per_1m(scenario.usd_per_hour, tok_s, scenario.utilisation) if tok_s else None,
         usd_per_hour=scenario.usd_per_hour,
         utilisation=scenario.utilisation,
         running_peak=seen.running_peak,
@@ -276,9 +328,12 @@ def make_point(
         kv_usage_peak=seen.kv_usage_peak,
         preemptions=seen.preemptions,
         prefix_hit_share=seen.prefix_hit_share,
+        counter_gap=gap,
         send_lag_p99_ms=validity.send_lag_p99_ms(load.records),
-        loop_lag_p99_ms=lag_p99_ms,
+        loop_lag_p99_ms=metrics.percentile(load.lags_ms, 99),
         coalesced_share=validity.coalesced_share(load.records),
+        clock_step_ms=load.clock_step_ms,
+        client_processes=load.processes,
         kernel=info.kernel,
         engine=info.engine,
         engine_version=info.engine_version,
@@ -287,3 +342,31 @@ def make_point(
         scenario=scenario.name,
         **found,
     )
+    verdict, reasons = validity.judge(
+        load.records,
+        point,
+        validity.Conditions(
+            gave_up=load.gave_up,
+            ceiling_chunks_s=plan.ceiling.chunks_s if plan.ceiling else None,
+            counters=counters.disagreement(gap, prompt_gap),
+            quantized=variant.quantized,
+            exact_lengths=_exact_lengths(service),
+            # Texts of a dataset, turns of a conversation and a shared prefix may well begin alike.
+            new_prompts=not scenario.shared_prefix and scenario.turns == 1 and scenario.dataset is None,
+            precision=scenario.precision,
+        ),
+    )
+    return replace(point, verdict=verdict, verdict_reasons=reasons, usd_per_1m_tokens=price(point)[0])
+
+
+def _exact_lengths(service: Service) -> bool:
+    """Whether prompts went as token ids and the server was told how many tokens to answer."""
+    as_ids = service.prompts is None or all(prompt.ids is not None for prompt in service.prompts.items)
+    return as_ids and bool(service.dialect.vocabulary) and service.dialect.vllm_extras
+
+
+def _power(found: Mapping[str, Any], load: LoadResult, samples: Sequence[GpuSample]) -> dict[str, Any]:
+    if load.open_ns is None or load.close_ns is None:
+        return {}
+    tok_s, window_s = found.get("tok_s"), found.get("window_s")
+    return power.summarise_gpu(samples, load.open_ns, load.close_ns, tok_s * window_s if tok_s and window_s else None)

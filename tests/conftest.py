@@ -49,12 +49,15 @@ def serving(engine_env: EngineEnv, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def truth() -> Iterator[Callable[..., str]]:
-    """`truth("--ttft-ms", "50")` starts a server of known delays in a process of its own and gives its base URL."""
+    """`truth("--ttft-ms", "50")` starts a server of known delays in a process of its own and gives its base URL.
+
+    It has no /tokenize unless `--tokenize` is given, so that prompts go as text.
+    """
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str) -> str:
         process = subprocess.Popen(
-            [sys.executable, "-m", "harness.load.truth", *arguments], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "harness.load.truth", "--no-tokenize", *arguments], stdout=subprocess.PIPE, text=True
         )
         started.append(process)
         assert process.stdout is not None

@@ -1,41 +1,38 @@
 """What one card carries: users, tokens and memory at the operating point, and the one sentence people came for.
 
-The operating point is the largest tested concurrency whose p95 is safely inside the SLO (Knee.safe_conc). The sentence
+The operating point is the largest tested load whose p95 is safely inside the SLO (knee.safe_load). The sentence
 compares knees, not operating points: N = cross_other / cross_base, with the worst case over both brackets as interval,
 
     lo = cross_lo_other / cross_hi_base        hi = cross_hi_other / cross_lo_base
 
 and claims a gain or a loss only when the two intervals do not overlap. Otherwise it says that the number of users is
-not decided, and falls back on what can be compared: tokens per second at the same concurrency.
+not decided, and falls back on what can be compared: tokens per second under the same load. In an open loop all the
+same is said of requests per second.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from harness.analysis.levels import levels, precision_order
+from harness.analysis.compare import Estimate, session_pairs, throughput_ratio
+from harness.analysis.knee import safe_load
+from harness.analysis.levels import RATE, USERS, Axis, axis, latest, levels, load, precision_order, shown
 from harness.records import CapacityLine, Knee, SweepPoint
 
 
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """A ratio and its 95 % interval; an end that is None is open or unknown."""
-
-    value: float | None = None
-    lo: float | None = None
-    hi: float | None = None
-
-
 def capacity_lines(points: Sequence[SweepPoint], knees: Sequence[Knee]) -> list[CapacityLine]:
-    """One line for each knee. Memory does not depend on the load: it is that of `memory_split`."""
-    merged = {(level.precision, level.conc): level for level in levels(points)}
+    """One line for each knee. Memory does not depend on the load: it is that of `memory_split`.
+
+    `users` is None in an open loop: its safe rate stands in the knee.
+    """
+    merged = {(level.precision, load(level)): level for level in levels(points)}
     memory = {line.precision: line for line in memory_split(points)}
     lines = []
     for knee in knees:
-        at = merged.get((knee.precision, knee.safe_conc)) if knee.safe_conc else None
+        safe = safe_load(knee)
+        at = merged.get((knee.precision, safe)) if safe else None
         held = memory.get(knee.precision, MemoryLine(knee.precision))
         lines.append(
             CapacityLine(
@@ -90,29 +87,12 @@ def memory_split(points: Sequence[SweepPoint]) -> list[MemoryLine]:
     return lines
 
 
-def user_ratio(base: Knee, other: Knee) -> Ratio:
-    """How many times the users of `base` does `other` sustain, by their crossings; see the module for the interval."""
-    return Ratio(
+def load_ratio(base: Knee, other: Knee) -> Estimate:
+    """How many times the load of `base` does `other` sustain, by their crossings; see the module for the interval."""
+    return Estimate(
         value=_divide(other.cross, base.cross),
         lo=_divide(other.cross_lo, base.cross_hi),
         hi=_divide(other.cross_hi, base.cross_lo),
-    )
-
-
-def throughput_ratio(base: SweepPoint, other: SweepPoint) -> Ratio:
-    """tok_s of `other` over that of `base`, the two measured apart (MOVER on logs: Zou & Donner, Stat. Med. 27, 2008).
-
-    ln lo = ln r − √((ln o − ln o_lo)² + (ln b_hi − ln b)²), and the mirror image for hi. Servers measured in turns
-    allow a tighter, paired interval; this one is what two independent rows support.
-    """
-    value = _divide(other.tok_s, base.tok_s)
-    ends = (base.tok_s_lo, base.tok_s_hi, other.tok_s_lo, other.tok_s_hi)
-    if not value or not base.tok_s or not other.tok_s or not all(ends):
-        return Ratio(value)
-    b_lo, b_hi, o_lo, o_hi = (math.log(end) for end in ends if end)
-    b, o = math.log(base.tok_s), math.log(other.tok_s)
-    return Ratio(
-        value, value * math.exp(-math.hypot(o - o_lo, b_hi - b)), value * math.exp(math.hypot(o_hi - o, b - b_lo))
     )
 
 
@@ -120,7 +100,7 @@ def headlines(points: Sequence[SweepPoint], knees: Sequence[Knee], machine: str)
     """The one-liner for each precision against the baseline (BF16 where present, else the first).
 
     "On X, AWQ sustains 2.0× more users than BF16 at p95 ≤ 3 s (...)", or an honest no gain, or why it is not decided.
-    With a single precision: what it sustains.
+    With a single precision: what it sustains. Without knees (one trace): nothing, see `at_one_load`.
     """
     by_precision = {knee.precision: knee for knee in knees}
     order = [precision for precision in precision_order(points) if precision in by_precision]
@@ -142,25 +122,47 @@ def label(precision: str) -> str:
 
 def alone(knee: Knee, points: Sequence[SweepPoint]) -> str:
     """The knee of one precision as the rest of a sentence: "sustains 16 users at p95 ≤ 3 s ..."."""
-    slo = f"p95 ≤ {knee.slo_p95_s:g} s"
+    slo, unit = f"p95 ≤ {knee.slo_p95_s:g} s", axis(points)
     tested = _tested(points, knee.precision)
     if not tested:
         return f"has no usable p95: nothing can be said about {slo}"
-    if knee.safe_conc is None:
-        first = users(tested[0])
+    safe = safe_load(knee)
+    if safe is None:
+        first = unit.amount(tested[0])
         if knee.cross_lo is None:
-            return f"misses {slo} at every tested concurrency, {first} included"
-        return f"may miss {slo} already at {first}, the smallest tested: no number of users is safe to promise"
-    sustains = f"sustains {users(knee.safe_conc)} at {slo}"
+            return f"misses {slo} at every tested {unit.noun}, {first} included"
+        return f"may miss {slo} already at {first}, the smallest tested: no number of {unit.what} is safe to promise"
+    sustains = f"sustains {unit.amount(safe)} at {slo}"
     if not knee.beyond_range:
-        return f"{sustains}; its knee is at {_number(knee.cross)} ({_span(knee)})"
-    if knee.safe_conc == tested[-1]:
-        return f"{sustains}, the largest usable concurrency tested: no knee in range"
-    return f"{sustains}; at {tested[-1]}, the largest tested, it may or may not: no knee in range"
+        return f"{sustains}; its knee is at {_number(knee.cross, unit)} ({_span(knee, unit)})"
+    if safe == tested[-1]:
+        return f"{sustains}, the largest usable {unit.noun} tested: no knee in range"
+    return f"{sustains}; at {tested[-1]:g}, the largest tested, it may or may not: no knee in range"
+
+
+def at_one_load(points: Sequence[SweepPoint], slo_p95_s: float, machine: str) -> list[str]:
+    """What each precision made of one trace, against the SLO; for runs that have no knees."""
+    slo_ms, rows = slo_p95_s * 1e3, {level.precision: level for level in levels(points)}
+    sentences = []
+    for precision in precision_order(points):
+        row = rows.get(precision)
+        if row is None or row.p95_ms is None:
+            sentences.append(f"On {machine}, {label(precision)} has no usable p95 for this trace.")
+            continue
+        low, high = row.p95_ms_lo or row.p95_ms, row.p95_ms_hi or row.p95_ms
+        verdict = "keeps" if high <= slo_ms else "misses" if low > slo_ms else "may keep or miss"
+        at = f", {RATE.amount(load(row))}" if load(row) else ""
+        span = f" ({low / 1e3:.3g}–{high / 1e3:.3g} s)" if low < high else ""
+        sentences.append(
+            f"On {machine}, {label(precision)} {verdict} p95 ≤ {slo_p95_s:g} s on this trace{at}: its p95 is "
+            f"{row.p95_ms / 1e3:.3g} s{span}."
+        )
+    care = _cautions(points)
+    return [*sentences[:-1], f"{sentences[-1]} {care}".rstrip()]
 
 
 def _compare(points: Sequence[SweepPoint], base: Knee, other: Knee, machine: str) -> str:
-    slo = f"p95 ≤ {base.slo_p95_s:g} s"
+    slo, unit = f"p95 ≤ {base.slo_p95_s:g} s", axis(points)
     one, two = label(base.precision), label(other.precision)
     start = f"On {machine},"
     unusable = [label(knee.precision) for knee in (base, other) if not _tested(points, knee.precision)]
@@ -168,66 +170,69 @@ def _compare(points: Sequence[SweepPoint], base: Knee, other: Knee, machine: str
         return f"{start} {two} against {one} is not decided: no usable p95 for {' and '.join(unusable)}."
     if base.cross_lo is None or other.cross_lo is None:
         return _one_never_inside(points, base, other, start, slo)
-    ratio = user_ratio(base, other)
+    ratio = load_ratio(base, other)
     promise = f"safe to promise: {_safe(base)} → {_safe(other)}"
-    knees = f"knees {_number(base.cross)} → {_number(other.cross)}"
+    knees = f"knees {_number(base.cross, unit)} → {_number(other.cross, unit)}"
     if ratio.lo is not None and ratio.lo >= 1:  # base is surely outside where other is surely inside: strictly more
         if other.beyond_range:
             least = _divide(other.cross_lo, base.cross)
             return (
-                f"{start} {two} sustains at least {least:.1f}× more users than {one} at {slo} ({one} leaves at "
-                f"{_number(base.cross)}, {_span(base)}; {two} holds up to "
-                f"{_number(other.cross_lo)} with no knee in range; {promise})."
+                f"{start} {two} sustains at least {least:.1f}× more {unit.what} than {one} at {slo} ({one} leaves at "
+                f"{_number(base.cross, unit)}, {_span(base, unit)}; {two} holds up to "
+                f"{_number(other.cross_lo, unit)} with no knee in range; {promise})."
             )
         return (
-            f"{start} {two} sustains {ratio.value:.1f}× more users than {one} at {slo} "
+            f"{start} {two} sustains {ratio.value:.1f}× more {unit.what} than {one} at {slo} "
             f"({knees}, interval {_times(ratio)} with the width of the tested brackets; {promise})."
         )
     if base.cross_lo and other.cross_hi is not None and other.cross_hi <= base.cross_lo:
-        holds = f"{one} holds up to {_number(base.cross_lo)}" if base.beyond_range else knees
-        return f"{start} {two} brings no gain: it sustains fewer users than {one} at {slo} ({holds}; {promise})."
+        holds = f"{one} holds up to {_number(base.cross_lo, unit)}" if base.beyond_range else knees
+        return f"{start} {two} brings no gain: it sustains fewer {unit.what} than {one} at {slo} ({holds}; {promise})."
     return f"{start} {_undecided(points, base, other, slo)} {_throughput(points, base, other)}".rstrip()
 
 
 def _one_never_inside(points: Sequence[SweepPoint], base: Knee, other: Knee, start: str, slo: str) -> str:
-    one, two = label(base.precision), label(other.precision)
-    least = users(_tested(points, (base if base.cross_lo is None else other).precision)[0])
-    if base.safe_conc is None and other.safe_conc is None:
-        rest = f"neither {one} nor {two} safely meets {slo} at any tested concurrency: no gain in users can be claimed."
-        return f"{start} {rest} {_throughput(points, base, other)}".rstrip()
+    one, two, unit = label(base.precision), label(other.precision), axis(points)
+    least = unit.amount(_tested(points, (base if base.cross_lo is None else other).precision)[0])
+    if safe_load(base) is None and safe_load(other) is None:
+        rest = f"neither {one} nor {two} safely meets {slo} at any tested {unit.noun}: no gain in {unit.what} can be"
+        return f"{start} {rest} claimed. {_throughput(points, base, other)}".rstrip()
     if other.cross_lo is None:
         return f"{start} {two} brings no gain: it misses {slo} even at {least}, while {one} sustains {_safe(base)}."
-    return f"{start} {two} sustains {_safe(other)} users at {slo}; {one} misses it even at {least}: no ratio."
+    held = unit.amount(safe_load(other) or 0)
+    return f"{start} {two} sustains {held} at {slo}; {one} misses it even at {least}: no ratio."
 
 
 def _undecided(points: Sequence[SweepPoint], base: Knee, other: Knee, slo: str) -> str:
-    one, two = label(base.precision), label(other.precision)
+    one, two, unit = label(base.precision), label(other.precision), axis(points)
     if base.beyond_range and other.beyond_range:
         ends = _tested(points, base.precision)[-1], _tested(points, other.precision)[-1]
-        reach = f"up to {users(ends[0])}" if ends[0] == ends[1] else f"up to {ends[0]} and {ends[1]} users"
+        reach = unit.amount(ends[0]) if ends[0] == ends[1] else f"{ends[0]:g} and {ends[1]:g} {unit.unit}"
         return (
-            f"the users {two} gains over {one} at {slo} are not decided: both stay inside it over the whole tested "
-            f"range ({reach}), so the ratio lies beyond it."
+            f"the {unit.what} {two} gains over {one} at {slo} are not decided: both stay inside it over the whole "
+            f"tested range (up to {reach}), so the ratio lies beyond it."
         )
     further = "higher" if base.cross_hi is None or other.cross_hi is None else "finer"
     return (
-        f"no gain in users of {two} over {one} at {slo} is shown: their knees are not told apart "
-        f"({one} {_span(base)}, {two} {_span(other)}); {further} concurrencies or more requests would decide."
+        f"no gain in {unit.what} of {two} over {one} at {slo} is shown: their knees are not told apart "
+        f"({one} {_span(base, unit)}, {two} {_span(other, unit)}); {further} {unit.nouns} or more requests would "
+        "decide."
     )
 
 
 def _throughput(points: Sequence[SweepPoint], base: Knee, other: Knee) -> str:
-    """Tokens per second at the largest concurrency that both have, inside the SLO for both where there is one."""
-    merged = {(level.precision, level.conc): level for level in levels(points) if level.tok_s}
-    common = sorted(
-        conc for precision, conc in merged if precision == base.precision and (other.precision, conc) in merged
-    )
-    safe = [conc for conc in common if conc <= min(base.safe_conc or 0, other.safe_conc or 0)]
+    """Tokens per second at the largest load that both have, inside the SLO for both where there is one."""
+    common = {
+        load(pairs[0][0]): pairs
+        for pairs in session_pairs(points, base.precision, other.precision)
+        if throughput_ratio(pairs).value
+    }
     if not common:
         return ""
-    conc = (safe or common)[-1]
-    ratio = throughput_ratio(merged[base.precision, conc], merged[other.precision, conc])
-    one, two, at = label(base.precision), label(other.precision), users(conc)
+    safe = [at for at in common if at <= min(safe_load(base) or 0, safe_load(other) or 0)]
+    largest = max(safe or common)
+    ratio = throughput_ratio(common[largest])
+    one, two, at = label(base.precision), label(other.precision), axis(points).amount(largest)
     interval = f" ({_times(ratio)})" if ratio.lo is not None else " (no interval)"
     if ratio.lo is not None and ratio.lo > 1:
         return f"At {at} {two} delivers {ratio.value:.2f}× the tokens per second of {one}{interval}."
@@ -238,47 +243,44 @@ def _throughput(points: Sequence[SweepPoint], base: Knee, other: Knee) -> str:
 
 def _cautions(points: Sequence[SweepPoint]) -> str:
     """Verdicts that bear on the sentence: which rows are suspect, and which were left out as invalid."""
-    parts = []
+    parts, tail = [], "" if axis(points) is USERS else f" {RATE.unit}"
     for verdict, lead in (("suspect", "Suspect rows"), ("invalid", "Invalid and left out")):
-        concs: dict[str, list[int]] = {}
-        for point in points:
-            if point.verdict == verdict and point.conc not in concs.setdefault(label(point.precision), []):
-                concs[label(point.precision)].append(point.conc)
-        if concs:
-            named = (f"{name} at {', '.join(map(str, sorted(found)))}" for name, found in concs.items())
+        loads: dict[str, set[float]] = {}
+        for point in latest(points):
+            if point.verdict == verdict:
+                loads.setdefault(label(point.precision), set()).add(load(point))
+        if loads:
+            named = (f"{name} at {', '.join(map(shown, sorted(found)))}{tail}" for name, found in loads.items())
             parts.append(f"{lead}: {'; '.join(named)}.")
     return " ".join(parts)
 
 
-def _tested(points: Sequence[SweepPoint], precision: str) -> list[int]:
-    """Concurrencies at which a precision has a usable p95."""
-    return [level.conc for level in levels(points) if level.precision == precision and level.p95_ms is not None]
-
-
-def users(conc: int) -> str:
-    return f"{conc} user" if conc == 1 else f"{conc} users"
+def _tested(points: Sequence[SweepPoint], precision: str) -> list[float]:
+    """Loads at which a precision has a usable p95."""
+    return [load(level) for level in levels(points) if level.precision == precision and level.p95_ms is not None]
 
 
 def _safe(knee: Knee) -> str:
-    return str(knee.safe_conc) if knee.safe_conc is not None else "none"
+    safe = safe_load(knee)
+    return "none" if safe is None else f"{safe:g}"
 
 
-def _span(knee: Knee) -> str:
+def _span(knee: Knee, unit: Axis) -> str:
     """The interval of a knee in words: "between 16 and 32"."""
-    low, high = _number(knee.cross_lo), _number(knee.cross_hi)
+    low, high = _number(knee.cross_lo, unit), _number(knee.cross_hi, unit)
     if knee.cross_hi is None:
         return f"above {low}" if knee.cross_lo else "not located"
     return f"between {low} and {high}" if knee.cross_lo else f"below {high}"
 
 
-def _times(ratio: Ratio) -> str:
+def _times(ratio: Estimate) -> str:
     if ratio.hi is None:
         return f"{ratio.lo:.2f}× or more"
     return f"{ratio.lo:.2f}–{ratio.hi:.2f}×"
 
 
-def _number(value: float | None) -> str:
-    return "?" if value is None else f"{value:.2g}" if value < 10 else f"{value:.0f}"
+def _number(value: float | None, unit: Axis) -> str:
+    return "?" if value is None else unit.about(value)
 
 
 def _divide(upper: float | None, lower: float | None) -> float | None:

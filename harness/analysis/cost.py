@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.analysis.levels import levels
+from harness.analysis.knee import safe_load
+from harness.analysis.levels import RATE, axis, levels, load, precision_order
 from harness.errors import InputError
 from harness.records import CostLine, Knee, SweepPoint
 
@@ -31,19 +32,23 @@ def usd_per_1m(usd_per_hour: float, tok_s: float, utilisation: float = 1.0) -> f
 
 
 def cost_lines(points: Sequence[SweepPoint], knees: Sequence[Knee]) -> list[CostLine]:
-    """For each precision: its operating point (the largest concurrency inside the SLO) first, then every level.
+    """For each precision: its operating point (the largest load inside the SLO) first, then every level.
 
-    A precision that is nowhere safely inside the SLO keeps its operating line, without a price.
+    A precision that is nowhere safely inside the SLO keeps its operating line, without a price; one without a knee
+    (a single trace) has its levels alone. `conc` is 0 in an open loop, whose rate `operating_point` names.
     """
     by_precision = {knee.precision: knee for knee in knees}
-    merged = levels(points)
+    unit, merged = axis(points), levels(points)
     lines = []
-    for precision, knee in by_precision.items():
+    for precision in precision_order(points):
         own = [level for level in merged if level.precision == precision]
-        stated = f"largest tested concurrency inside p95 ≤ {knee.slo_p95_s:g} s"
-        at_knee = next((level for level in own if level.conc == knee.safe_conc), None)
-        lines.append(_line(at_knee, stated) if at_knee else CostLine(precision, stated))
-        lines += [_line(level, "1 user" if level.conc == 1 else f"{level.conc} users") for level in own]
+        if knee := by_precision.get(precision):
+            stated = f"largest tested {unit.noun} inside p95 ≤ {knee.slo_p95_s:g} s"
+            at_knee = next((level for level in own if load(level) == safe_load(knee)), None)
+            if at_knee and unit is RATE:
+                stated += f": {unit.amount(load(at_knee))}"
+            lines.append(_line(at_knee, stated) if at_knee else CostLine(precision, stated))
+        lines += [_line(level, unit.amount(load(level))) for level in own]
     return lines
 
 

@@ -122,6 +122,12 @@ def percentile_interval(values: Sequence[float] | Floats, q: float) -> tuple[flo
     return block_bootstrap(values, lambda samples: np.percentile(samples, q, axis=1))
 
 
+def spread(values: Sequence[float] | Floats, q: float) -> float | None:
+    """Half the width of a percentile's interval as a share of the percentile; None where there is no interval."""
+    interval, middle = percentile_interval(values, q), percentile(values, q)
+    return (interval[1] - interval[0]) / 2 / middle if interval and middle else None
+
+
 def throughput_interval(records: Sequence[RequestRecord], open_ns: int, close_ns: int) -> tuple[float, float] | None:
     """95 % interval of tok_s over 40 equal slices of the window."""
     if throughput_tok_s(records, open_ns, close_ns) is None:
@@ -154,7 +160,7 @@ def summarise(records: Sequence[RequestRecord], open_ns: int | None, close_ns: i
     measured = [record for record in records if record.phase == "measured"]
     found: dict[str, Any] = {
         "requests": len(good),
-        "errors": len(measured) - len(good),
+        "errors": sum(record.error is not None for record in measured),
         "p50_ms": percentile(e2e, 50),
         "p95_ms": percentile(e2e, 95, MIN_P95),
         "p99_ms": percentile(e2e, 99, MIN_P99),
@@ -175,6 +181,7 @@ def summarise(records: Sequence[RequestRecord], open_ns: int | None, close_ns: i
         found["tok_s_lo"], found["tok_s_hi"] = throughput_interval(records, open_ns, close_ns) or (None, None)
         ended = [r for r in records if r.error is None and r.last_token_ns and open_ns <= r.last_token_ns < close_ns]
         found["req_s"] = len(ended) / seconds or None
+        found["chunks_s"] = sum(len(record.chunk_us) for record in ended) / seconds or None
     return found
 
 

@@ -1,29 +1,41 @@
 """A point that cannot be trusted says so: valid, suspect or invalid, with reasons.
 
-    client_bound      our own process was late: send lag, loop lag where the loop is the clock, coalesced reads
+    client_bound      our own process was late: in sending, in reading, or beyond what this machine's client can do
+    clock_step        somebody set the clock while the cell was measured
     cache_warm        prefix-cache hits although every prompt was meant to be new
     too_few_samples   n < 100 behind p95 (suspect), n < 20: no p95 at all (invalid)
+    imprecise         the interval of p95 is wider than was asked for
     drifting          the second half of the window was another regime than the first
     errors            requests failed (suspect from one on, invalid from 5 %)
     length_mismatch   prompts or answers were not as long as asked
+    foreign_load, tokens_lost, counters_short
+                      the engine counted other tokens than we received (counters.py)
     slow_kernel       a quantized precision ran without a fused INT4/INT8 kernel
     preempting        the KV cache was full and requests were thrown out and computed again
+    throttled         the card was slowed down by heat or by its power supply
+    engine_restarted  the engine died in this cell, was started again, and this is the second attempt
+    engine_died, gave_up, no_window
 
 Host CPU load is no reason: with a CPU engine, client and engine share the cores, and that is the machine measured.
+What counts is what our own process did to the figures, and that is computed: each request carries when it was meant to
+go and when it went, so the figures without our own lag are known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from harness.analysis import metrics
-from harness.records import RequestRecord, Verdict
+from harness.analysis import metrics, power
+from harness.records import RequestRecord, SweepPoint, Verdict
 
-SEND_LAG_MS, LOOP_LAG_MS = 2.0, 5.0
-LAG_SHARE_OF_TTFT = 0.05
-"""Lags are harmless below the floor in ms or below this share of the median TTFT, whichever is larger."""
+MEDIAN_LAG_MS = 2.0
+"""Half of all requests later than this: every figure is shifted."""
+OWN_SHARE, OWN_MS = 0.05, 2.0
+"""Our own lag may make this share of a p95, or this many ms, whichever is larger."""
+LOOP_LAG_MS = 5.0
 COALESCED_SHARE = 0.05
+CLOCK_STEP_MS = 1.0
 CACHE_HIT_SHARE = 0.01
 ERROR_SHARE = 0.05
 LENGTH_SHARE = 0.01
@@ -33,22 +45,25 @@ FAST_KERNELS = ("wna16", "marlin", "machete", "exllama", "cutlass", "allspark", 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What the verdict needs beside the records; None: not known."""
+    """What the verdict needs beside the records and the row; None: not known."""
 
     gave_up: str | None = None
-    loop_lag_p99_ms: float | None = None
-    prefix_hit_share: float | None = None
-    preemptions: int | None = None
+    counters: str | None = None
+    """How the engine's token count disagrees with ours (counters.disagreement)."""
+    ceiling_chunks_s: float | None = None
+    """Chunks a second that this machine's client was measured to keep up with (`bench selftest`)."""
     quantized: bool = False
-    kernel: str | None = None
     exact_lengths: bool = True
     """Prompts went as token ids and the server was told how many to answer, so lengths must be as asked."""
+    new_prompts: bool = True
+    """No request repeats another's beginning, so a prefix cache has nothing to find."""
+    precision: float | None = None
+    """Half-width that the interval of p95 was to have, as a share of it."""
 
 
 def send_lag_p99_ms(records: Sequence[RequestRecord]) -> float | None:
     """p99 of sent - intended over the measured requests."""
-    lags = [(r.sent_ns - r.intended_ns) / 1e6 for r in records if r.phase == "measured" and r.sent_ns is not None]
-    return metrics.percentile(lags, 99)
+    return metrics.percentile(_lags_ms([record for record in records if record.phase == "measured"]), 99)
 
 
 def coalesced_share(records: Sequence[RequestRecord]) -> float | None:
@@ -58,50 +73,77 @@ def coalesced_share(records: Sequence[RequestRecord]) -> float | None:
 
 
 def judge(
-    records: Sequence[RequestRecord], window_s: float | None, conditions: Conditions
+    records: Sequence[RequestRecord], point: SweepPoint, conditions: Conditions
 ) -> tuple[Verdict, tuple[str, ...]]:
-    """The point's verdict and its reasons, worst first."""
+    """The verdict on a point and its reasons, worst first. `point` carries everything but the verdict."""
     good = metrics.completed(records)
-    measured = sum(record.phase == "measured" for record in records)
     reasons: dict[str, Verdict] = {}
     if conditions.gave_up:
         reasons["gave_up"] = "invalid"
-    if not window_s:
+    if not point.window_s:
         reasons["no_window"] = "invalid"
     if len(good) < metrics.MIN_P95:
         reasons["too_few_samples"] = "invalid"
     elif len(good) < metrics.FULL_P95:
         reasons["too_few_samples"] = "suspect"
-    failed = measured - len(good)
-    if failed:
-        reasons["errors"] = "invalid" if failed >= ERROR_SHARE * measured else "suspect"
-    if _client_bound(records, good, conditions):
+    if point.errors:
+        reasons["errors"] = "invalid" if point.errors >= ERROR_SHARE * (len(good) + point.errors) else "suspect"
+    if _client_bound(good, point, conditions):
         reasons["client_bound"] = "invalid"
-    if (conditions.prefix_hit_share or 0) > CACHE_HIT_SHARE:
+    if abs(point.clock_step_ms or 0.0) > CLOCK_STEP_MS:
+        reasons["clock_step"] = "invalid"
+    if conditions.new_prompts and (point.prefix_hit_share or 0.0) > CACHE_HIT_SHARE:
         reasons["cache_warm"] = "invalid"
     if _lengths_off(good, conditions.exact_lengths):
         reasons["length_mismatch"] = "suspect"
-    if _drifting(good):
+    if conditions.counters:
+        reasons[conditions.counters] = "suspect"
+    if conditions.precision and (metrics.spread(_e2e(good), 95) or 0.0) > conditions.precision:
+        reasons["imprecise"] = "suspect"
+    if _drifting(good, point.rate_rps is not None):
         reasons["drifting"] = "suspect"
-    if conditions.preemptions:
+    if point.preemptions:
         reasons["preempting"] = "suspect"
-    if conditions.quantized and conditions.kernel and not _is_fast(conditions.kernel):
+    if (point.throttled_share or 0.0) > power.THROTTLED_SHARE:
+        reasons["throttled"] = "suspect"
+    if conditions.quantized and point.kernel and not _is_fast(point.kernel):
         reasons["slow_kernel"] = "suspect"
     ordered = sorted(reasons, key=lambda reason: reasons[reason] != "invalid")
     verdict: Verdict = "valid" if not reasons else reasons[ordered[0]]
     return verdict, tuple(ordered)
 
 
-def _client_bound(records: Sequence[RequestRecord], good: Sequence[RequestRecord], conditions: Conditions) -> bool:
-    ttft_ms = metrics.percentile([value for value in map(metrics.ttft_ms, good) if value is not None], 50) or 0.0
-    allowance = LAG_SHARE_OF_TTFT * ttft_ms
-    if (send_lag_p99_ms(records) or 0.0) > max(SEND_LAG_MS, allowance):
+def worsen(point: SweepPoint, reason: str, verdict: Verdict) -> SweepPoint:
+    """The point with one more reason in front, and a verdict that is no better than `verdict`."""
+    worst: Verdict = "invalid" if "invalid" in (verdict, point.verdict) else verdict
+    return replace(point, verdict=worst, verdict_reasons=(reason, *point.verdict_reasons))
+
+
+def _lags_ms(records: Sequence[RequestRecord]) -> list[float]:
+    return [(record.sent_ns - record.intended_ns) / 1e6 for record in records if record.sent_ns is not None]
+
+
+def _e2e(good: Sequence[RequestRecord]) -> list[float]:
+    return [value for value in map(metrics.e2e_ms, good) if value is not None]
+
+
+def _client_bound(good: Sequence[RequestRecord], point: SweepPoint, conditions: Conditions) -> bool:
+    if (metrics.percentile(_lags_ms(good), 50) or 0.0) > MEDIAN_LAG_MS:
         return True
-    if (coalesced_share(records) or 0.0) > COALESCED_SHARE:
+    ours = [replace(record, intended_ns=record.sent_ns) for record in good if record.sent_ns is not None]
+    for figure in (metrics.ttft_ms, metrics.e2e_ms):
+        told = metrics.percentile([value for value in map(figure, good) if value is not None], 95) or 0.0
+        without = metrics.percentile([value for value in map(figure, ours) if value is not None], 95) or 0.0
+        if told - without > max(OWN_MS, OWN_SHARE * without):
+            return True
+    if (point.coalesced_share or 0.0) > COALESCED_SHARE:
+        return True
+    if conditions.ceiling_chunks_s is not None and (point.chunks_s or 0.0) > conditions.ceiling_chunks_s:
         return True
     # With kernel stamps a late loop cannot falsify a time; with user stamps it is part of every one of them.
     user_clock = any(record.clock == "user" for record in good)
-    return user_clock and (conditions.loop_lag_p99_ms or 0.0) > max(LOOP_LAG_MS, allowance)
+    allowance = OWN_SHARE * (point.ttft_p50_ms or 0.0)
+    return user_clock and (point.loop_lag_p99_ms or 0.0) > max(LOOP_LAG_MS, allowance)
 
 
 def _lengths_off(good: Sequence[RequestRecord], exact: bool) -> bool:
@@ -117,16 +159,22 @@ def _lengths_off(good: Sequence[RequestRecord], exact: bool) -> bool:
     return off > LENGTH_SHARE * len(good)
 
 
-def _drifting(good: Sequence[RequestRecord]) -> bool:
-    """Median TPOT of the second half of the requests against the first half's, in the order they began.
+def _drifting(good: Sequence[RequestRecord], open_loop: bool) -> bool:
+    """The second half of the requests against the first, in the order they began, by medians of TPOT.
 
-    TPOT, because lengths are jittered: E2E would follow the draw of the lengths.
+    TPOT, because lengths are jittered: E2E would follow the draw of the lengths. In an open loop a server that cannot
+    follow builds a queue, which shows in TTFT long before it shows in TPOT, so there E2E must hold still as well.
     """
-    tpots = [value for value in map(metrics.tpot_ms, good) if value]
-    if len(tpots) < 2 * metrics.MIN_P95:
+    return _halves_differ([value for value in map(metrics.tpot_ms, good) if value]) or (
+        open_loop and _halves_differ(_e2e(good))
+    )
+
+
+def _halves_differ(series: Sequence[float]) -> bool:
+    if len(series) < 2 * metrics.MIN_P95:
         return False
-    half = len(tpots) // 2
-    early, late = metrics.percentile(tpots[:half], 50), metrics.percentile(tpots[half:], 50)
+    half = len(series) // 2
+    early, late = metrics.percentile(series[:half], 50), metrics.percentile(series[half:], 50)
     return bool(early and late) and not 1 / DRIFT_RATIO <= (late or 0) / (early or 1) <= DRIFT_RATIO
 
 

@@ -97,6 +97,10 @@ class Engine(Protocol):
         """Memory that the engine holds now: NVML's figure for its processes on a GPU, resident memory on a CPU."""
         ...
 
+    def pids(self) -> frozenset[int]:
+        """Its processes on this machine; empty where they are not known."""
+        ...
+
     def check(self) -> None:
         """Raise EngineError, with the engine's own last error lines, when it has died."""
         ...

@@ -44,6 +44,9 @@ class Endpoint:
     def memory_gib(self) -> float | None:
         return None  # it may be another machine's
 
+    def pids(self) -> frozenset[int]:
+        return frozenset()
+
     def check(self) -> None:
         try:
             self._client.get("/v1/models")

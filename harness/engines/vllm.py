@@ -71,6 +71,9 @@ class VllmServer:
             return host.tree_memory_gib(self._process.pid)
         return gpu.processes_gib(host.tree_pids(self._process.pid)) or _gpu_growth_gib(self._gpu_used_before_gib)
 
+    def pids(self) -> frozenset[int]:
+        return host.tree_pids(self._process.pid)
+
     def check(self) -> None:
         code = self._process.poll()
         if code is not None:
@@ -162,6 +165,10 @@ def stop(process: subprocess.Popen[bytes], grace_s: float = STOP_GRACE_S) -> Non
         process.wait(grace_s)
     except subprocess.TimeoutExpired:
         pass
+    except KeyboardInterrupt:  # a second Ctrl-C: whoever asks twice wants it now
+        _signal_group(group, signal.SIGKILL)
+        process.wait()
+        raise
     deadline = time.monotonic() + 5
     while _group_lives(group) and time.monotonic() < deadline:
         time.sleep(0.05)

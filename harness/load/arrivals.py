@@ -1,15 +1,11 @@
-"""When the next request begins, and when measuring begins and ends.
+"""When the next request begins: the loops that make load, as they run inside a generator's process.
 
-The closed loop: `conc` users, each of whom asks again as soon as it is answered.
+    closed loop   N users, each of whom asks again as soon as it is answered (after a pause, if it thinks)
+    open loop     requests come at times that were drawn before, whether or not anything was answered
 
-    users  |..warm-up..|-------- measured --------|---- held ----|
-                       ^ window opens             ^ closes       ^ last measured request has ended: stop
-                         every user has finished    enough requests
-                         its warm-up rounds         have begun
-
-Percentiles come from the requests begun inside the window, and the load is held until the last of them has ended:
-dropping the unfinished would drop the slow. Tokens count where they arrive. Users start a little apart, and lengths
-are jittered, so that requests do not march in step.
+A request is *intended* for a moment: in a closed loop the kernel's receipt of the last byte of the answer before it
+(plus the pause), in an open one its time in the schedule. Latency counts from there, so whatever our own process
+loses between the two is in the figure, as send lag, and never hidden.
 """
 
 from __future__ import annotations
@@ -17,144 +13,219 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from harness.records import Phase, RequestRecord
+from harness.engines import Target
+from harness.engines.address import Address
+from harness.load.alarm import Alarm
+from harness.load.client import Connection, Exchange, fill
+from harness.load.dataset import Prompts
+from harness.load.poller import Poller
+from harness.load.schedule import Arrival, arrivals
+from harness.load.workload import NO_HISTORY, Ask, Dialect, History, extended, make_ask
+from harness.records import Cell, RequestRecord, Scenario
 
-RAMP_S_PER_USER = 0.02
+RAMP_S_PER_USER, LONGEST_RAMP_S = 0.02, 5.0
 """Users begin this far apart on average: a thundering herd of prefills is not what users look like."""
-
-
-class Send(Protocol):
-    """Sends the `sequence`-th request of `user` and returns its record; never raises for what a server can do."""
-
-    def __call__(self, user: int, sequence: int, phase: Phase) -> Awaitable[RequestRecord]: ...
-
-
-@dataclass(slots=True)
-class LoopLag:
-    """How late the event loop wakes up: a client that is late itself cannot time others in user space."""
-
-    period_s: float = 0.02
-    lags_ms: list[float] = field(default_factory=list)
-
-    async def run(self) -> None:
-        while True:
-            before = time.perf_counter()
-            await asyncio.sleep(self.period_s)
-            self.lags_ms.append((time.perf_counter() - before - self.period_s) * 1e3)
+MAX_IN_FLIGHT = 4096
+"""An open loop that a server cannot follow grows without end; at so many in flight the cell is given up."""
+_BACKOFF_NS = 50_000_000
+"""A server that refuses at once must not be hammered."""
 
 
 @dataclass(frozen=True, slots=True)
-class LoadResult:
-    """Records of a cell in the order in which they ended, and the window, ns since the epoch (None: never opened)."""
+class Job:
+    """The share of one cell's load that one generator makes."""
 
-    records: tuple[RequestRecord, ...]
-    open_ns: int | None
-    close_ns: int | None
-    lags_ms: tuple[float, ...]
-    gave_up: str | None = None
-    """Why the cell was ended early, None when it was not."""
+    cell: Cell
+    scenario: Scenario
+    dialect: Dialect
+    target: Target
+    start_ns: int
+    share: int = 0
+    shares: int = 1
+    """This generator has every `shares`-th user or arrival, from `share` on."""
+    salt: str = ""
+    prompts: Prompts | None = None
+    trace: tuple[Arrival, ...] = ()
 
 
-async def closed_loop(
-    conc: int,
-    send: Send,
-    *,
-    requests: int,
-    min_window_s: float,
-    warmup_rounds: int,
-    seed: int,
-    on_record: Callable[[RequestRecord], None] = lambda record: None,
-) -> LoadResult:
-    """Keep `conc` requests in flight until `requests` have begun in a window of `min_window_s` or more and ended.
+class Traffic:
+    """What one generator has in flight. `tell` gets each record as its request ends."""
 
-    A server that fails every request ends the cell: after 10 + `conc` failures in a row nothing new is sent.
-    """
-    state = _State(conc, requests, min_window_s, warmup_rounds, on_record)
-    rng = random.Random(f"ramp/{seed}/{conc}")
-    starts = [rng.uniform(0, RAMP_S_PER_USER * conc) for _ in range(conc)]
-    lag = LoopLag()
+    def __init__(self, job: Job, alarm: Alarm, poller: Poller, tell: Callable[[RequestRecord], None]) -> None:
+        self.job = job
+        self.alarm = alarm
+        self._poller = poller
+        self.stopping = False
+        self.next_ns: int | None = None
+        """When the next arrival of an open loop is due; None: none is to come."""
+        self.overloaded = asyncio.Event()
+        self.exhausted = asyncio.Event()
+        self._tell = tell
+        self._address = Address.parse(job.target.base_url)
+        self._in_flight: dict[tuple[int, int], int] = {}
+        self._connections: list[Connection] = []
+        self._idle: list[Connection] = []
+        self._changed = asyncio.Event()
+
+    def ask(self, user: int, sequence: int, history: History = NO_HISTORY, arrival: Arrival | None = None) -> Ask:
+        """What `user` asks as its `sequence`-th."""
+        job, lengths = self.job, None
+        if arrival is not None and arrival.input_tokens is not None and arrival.output_tokens is not None:
+            lengths = (arrival.input_tokens, arrival.output_tokens)
+        return make_ask(
+            job.scenario, job.cell, user, sequence, job.dialect, job.target.model,
+            salt=job.salt, lengths=lengths, prompts=job.prompts, history=history,
+        )  # fmt: skip
+
+    def connection(self) -> Connection:
+        """An idle connection, else a new one."""
+        if self._idle:
+            return self._idle.pop()
+        connection = Connection(self._address, self.job.target.api_key, self._poller)
+        self._connections.append(connection)
+        return connection
+
+    def release(self, connection: Connection) -> None:
+        self._idle.append(connection)
+
+    def begin(self, user: int, sequence: int, ask: Ask, intended_ns: int) -> RequestRecord:
+        """A request is about to be sent."""
+        self._in_flight[user, sequence] = intended_ns
+        if len(self._in_flight) > MAX_IN_FLIGHT // self.job.shares:
+            self.overloaded.set()
+        return RequestRecord(
+            self.job.cell.key, user, sequence, "warmup", intended_ns, self.job.cell.attempt,
+            input_tokens_asked=ask.input_tokens, output_tokens_asked=ask.output_tokens,
+        )  # fmt: skip
+
+    async def exchange(
+        self, connection: Connection, record: RequestRecord, ask: Ask, meanwhile: Callable[[], None] = lambda: None
+    ) -> Exchange:
+        """Send it and wait for the end of the answer."""
+        scenario = self.job.scenario
+        return await connection.exchange(
+            self.job.dialect.path, ask.body,
+            request_id=f"{record.cell}-a{record.attempt}/{record.user}/{record.sequence}",
+            expected_tokens=ask.output_tokens if self.job.dialect.vllm_extras else 0,
+            timeout_s=scenario.request_timeout_s, token_timeout_s=scenario.token_timeout_s, meanwhile=meanwhile,
+        )  # fmt: skip
+
+    def ended(self, record: RequestRecord, exchange: Exchange) -> None:
+        """A request is over, however it went."""
+        self._tell(fill(record, exchange))
+        del self._in_flight[record.user, record.sequence]
+        self._changed.set()
+
+    async def drained(self, close_ns: int) -> None:
+        """Wait until everything that was meant to begin before `close_ns` has ended."""
+        while any(intended < close_ns for intended in self._in_flight.values()) or (
+            self.next_ns is not None and self.next_ns < close_ns
+        ):
+            self._changed.clear()
+            await self._changed.wait()
+
+    def dispatched(self, next_ns: int | None) -> None:
+        """An open loop has sent all that was due; `next_ns` is what it waits for, None the end of its trace."""
+        self.next_ns = next_ns
+        self._changed.set()
+        if next_ns is None:
+            self.exhausted.set()
+
+    def stop(self) -> None:
+        """Begin nothing more, and end what is in flight."""
+        self.stopping = True
+        for connection in self._connections:
+            connection.cut()
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
+
+
+async def make_load(traffic: Traffic) -> None:
+    """Make the job's load until `traffic.stop()` is called, or a trace ends."""
+    closed = traffic.job.cell.rate_rps is None
+    await (_closed_loop(traffic) if closed else _open_loop(traffic))
+
+
+async def _closed_loop(traffic: Traffic) -> None:
+    job = traffic.job
     async with asyncio.TaskGroup() as group:
-        lag_task = group.create_task(lag.run())
-        users = [group.create_task(_user(index, starts[index], send, state)) for index in range(conc)]
-        await state.finished.wait()
-        for task in [*users, lag_task]:
-            task.cancel()
-    return LoadResult(tuple(state.records), state.open_ns, state.close_ns, tuple(lag.lags_ms), state.gave_up)
+        for user in range(job.share, job.cell.conc, job.shares):
+            group.create_task(_user(user, traffic))
 
 
-class _State:
-    """What the users of one closed loop share; single-threaded, so no locks."""
+async def _user(user: int, traffic: Traffic) -> None:
+    job, scenario = traffic.job, traffic.job.scenario
+    rng = random.Random(f"pace/{scenario.seed}/{job.cell.conc}/{job.cell.repeat}/{user}")
+    intended_ns = job.start_ns + int(rng.uniform(0, min(LONGEST_RAMP_S, RAMP_S_PER_USER * job.cell.conc)) * 1e9)
+    connection, history, sequence = traffic.connection(), NO_HISTORY, 0
+    ask = following = traffic.ask(user, 0)
+    before: tuple[RequestRecord, Exchange] | None = None
+    converses = scenario.turns > 1
 
-    def __init__(
-        self,
-        conc: int,
-        requests: int,
-        min_window_s: float,
-        warmup_rounds: int,
-        on_record: Callable[[RequestRecord], None],
-    ) -> None:
-        self.conc, self.requests, self.min_window_ns = conc, requests, int(min_window_s * 1e9)
-        self.warmup_rounds, self.on_record = warmup_rounds, on_record
-        self.records: list[RequestRecord] = []
-        self.open_ns: int | None = None
-        self.close_ns: int | None = None
-        self.gave_up: str | None = None
-        self.finished = asyncio.Event()
-        self._warm = 0
-        self._begun = 0
-        self._outstanding = 0
-        self._failures = 0
+    def meanwhile() -> None:
+        # What would stand between an answer and the next question is done while the server works on that question.
+        nonlocal before, following
+        if before is not None:
+            traffic.ended(*before)
+            before = None
+        if not converses:
+            following = traffic.ask(user, sequence + 1)
 
-    def begin(self) -> Phase:
-        """Phase of a request that begins now."""
-        if self.open_ns is None:
-            return "warmup"
-        now = time.time_ns()
-        if self.close_ns is None and self._begun >= self.requests and now - self.open_ns >= self.min_window_ns:
-            self.close_ns = now
-            self._stop_if_done()
-        if self.close_ns is not None:
-            return "held"
-        self._begun += 1
-        self._outstanding += 1
-        return "measured"
-
-    def end(self, record: RequestRecord) -> None:
-        self.records.append(record)
-        self.on_record(record)
-        if record.phase == "measured":
-            self._outstanding -= 1
-            self._stop_if_done()
-        self._failures = self._failures + 1 if record.error else 0
-        if self._failures >= 10 + self.conc:
-            self.gave_up = f"{self._failures} requests in a row failed: {record.error} ({record.error_detail})"
-            if self.open_ns is not None and self.close_ns is None:
-                self.close_ns = time.time_ns()
-            self.finished.set()
-
-    def user_is_warm(self) -> None:
-        self._warm += 1
-        if self._warm == self.conc:
-            self.open_ns = time.time_ns()
-
-    def _stop_if_done(self) -> None:
-        if self.close_ns is not None and self._outstanding == 0:
-            self.finished.set()
-
-
-async def _user(index: int, start_s: float, send: Send, state: _State) -> None:
-    await asyncio.sleep(start_s)
-    sequence = 0
-    while True:
-        phase = state.begin()
-        record = await send(index, sequence, phase)
-        state.end(record)
+    await traffic.alarm.until(intended_ns)
+    while not traffic.stopping:
+        record = traffic.begin(user, sequence, ask, intended_ns)
+        exchange = await traffic.exchange(connection, record, ask, meanwhile)
+        if before is not None:
+            traffic.ended(*before)
+        before = (record, exchange)
         sequence += 1
-        if sequence == state.warmup_rounds:
-            state.user_is_warm()
-        if record.error:
-            await asyncio.sleep(0.05)  # a server that refuses at once must not be hammered
+        intended_ns = exchange.end_ns
+        if exchange.error is not None:
+            intended_ns += _BACKOFF_NS
+        if scenario.think_s:
+            intended_ns += int(rng.expovariate(1 / scenario.think_s) * 1e9)
+        if converses:
+            reader = exchange.reader
+            goes_on = sequence % scenario.turns and exchange.error is None
+            history = extended(history, ask, reader.token_ids, "".join(reader.text)) if goes_on else NO_HISTORY
+            sequence = sequence if goes_on else -(-sequence // scenario.turns) * scenario.turns
+            following = traffic.ask(user, sequence, history)
+        elif exchange.error is not None:
+            following = traffic.ask(user, sequence)  # it may have failed before `meanwhile` was called
+        ask = following
+        if intended_ns > time.time_ns():
+            traffic.ended(*before)
+            before = None
+            await traffic.alarm.until(intended_ns)
+    if before is not None:
+        traffic.ended(*before)
+
+
+async def _open_loop(traffic: Traffic) -> None:
+    job = traffic.job
+
+    async def one(record: RequestRecord, ask: Ask) -> None:
+        connection = traffic.connection()
+        exchange = await traffic.exchange(connection, record, ask)
+        traffic.release(connection)
+        traffic.ended(record, exchange)
+
+    async with asyncio.TaskGroup() as group:
+        for number, arrival in enumerate(arrivals(job.scenario, job.cell, job.trace)):
+            if number % job.shares != job.share:
+                continue
+            intended_ns = job.start_ns + round(arrival.offset_s * 1e9)
+            ask = traffic.ask(number, 0, arrival=arrival)
+            traffic.dispatched(intended_ns)
+            await traffic.alarm.until(intended_ns)
+            if traffic.stopping:
+                break
+            # Counted before `next_ns` moves on, so that it is never missing from what has still to end.
+            group.create_task(one(traffic.begin(number, 0, ask, intended_ns), ask))
+            await asyncio.sleep(0)  # when we are late, everybody else gets a turn too
+        traffic.dispatched(None)

@@ -6,6 +6,7 @@ For text the number of words a token is calibrated with the server's own prompt 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -23,9 +24,8 @@ def probe(target: Target, *, chat: bool = False) -> Dialect:
 
     Raises EngineError, with the server's own words, when it answers none of them.
     """
-    headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
     answers: list[str] = []
-    with httpx.Client(base_url=target.base_url, headers=headers, timeout=_PROBE_TIMEOUT_S) as client:
+    with _client(target) as client:
         ids = () if chat else _vocabulary(client, target.model)
         candidates = [] if chat else [Dialect(vocabulary=ids, vllm_extras=True)] if ids else []
         for path, is_chat in [("/v1/completions", False), ("/v1/chat/completions", True)]:
@@ -45,15 +45,45 @@ def probe(target: Target, *, chat: bool = False) -> Dialect:
     )
 
 
-def _body(model: str, dialect: Dialect, words: int) -> dict[str, Any]:
+def tokenizer(target: Target) -> Callable[[str], list[int]] | None:
+    """The server's own tokenizer as a function, without special tokens; None where the server has no /tokenize.
+
+    It raises EngineError when the server stops answering. For text that stands in a file, before anything is measured.
+    """
+    # No connection is kept between calls, so nothing is left open when the function is dropped.
+    client = _client(target, keep_alive=False)
+    if _tokens(client, target.model, "a") is None:
+        return None
+
+    def tokenize(text: str) -> list[int]:
+        ids = _tokens(client, target.model, text)
+        if ids is None:
+            raise EngineError(f"{target.base_url}/tokenize no longer answers", remedy="look at the server's own log")
+        return ids
+
+    return tokenize
+
+
+def _client(target: Target, *, keep_alive: bool = True) -> httpx.Client:
+    headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
+    limits = httpx.Limits() if keep_alive else httpx.Limits(max_keepalive_connections=0)
+    return httpx.Client(base_url=target.base_url, headers=headers, timeout=_PROBE_TIMEOUT_S, limits=limits)
+
+
+def _body(model: str, dialect: Dialect, words: int, messages: int = 1) -> dict[str, Any]:
+    """A short request; in chat its words are shared out among so many messages of a conversation."""
     body: dict[str, Any] = {"model": model, "max_tokens": 2, "temperature": 0.0}
-    text = " ".join(WORDS[index % len(WORDS)] for index in range(words))
+    text = [WORDS[index % len(WORDS)] for index in range(words)]
     if dialect.vocabulary:
         body["prompt"] = list(dialect.vocabulary[:8])
     elif dialect.chat:
-        body["messages"] = [{"role": "user", "content": text}]
+        shares = [text[words * part // messages : words * (part + 1) // messages] for part in range(messages)]
+        body["messages"] = [
+            {"role": "assistant" if part % 2 else "user", "content": " ".join(share)}
+            for part, share in enumerate(shares)
+        ]
     else:
-        body["prompt"] = text
+        body["prompt"] = " ".join(text)
     if dialect.vllm_extras:
         body |= {"ignore_eos": True, "min_tokens": 2, "return_token_ids": True, "cache_salt": "probe"}
     return body
@@ -61,29 +91,41 @@ def _body(model: str, dialect: Dialect, words: int) -> dict[str, Any]:
 
 def _vocabulary(client: httpx.Client, model: str) -> tuple[int, ...]:
     """Ids of plain words, by the server's own tokenizer (vLLM and its kin have /tokenize); empty without one."""
+    return tuple(sorted(set(_tokens(client, model, " ".join(WORDS)) or ())))
+
+
+def _tokens(client: httpx.Client, model: str, text: str) -> list[int] | None:
     try:
-        response = client.post(
-            "/tokenize", json={"model": model, "prompt": " ".join(WORDS), "add_special_tokens": False}
-        )
+        response = client.post("/tokenize", json={"model": model, "prompt": text, "add_special_tokens": False})
         ids = response.json().get("tokens") if response.status_code == 200 else None
     except (httpx.HTTPError, ValueError, AttributeError):
-        return ()
-    return tuple(sorted(set(ids))) if isinstance(ids, list) and all(isinstance(item, int) for item in ids) else ()
+        return None
+    return ids if isinstance(ids, list) and all(isinstance(item, int) for item in ids) else None
 
 
 def _calibrated(client: httpx.Client, model: str, dialect: Dialect) -> Dialect:
-    """Two prompts of known word counts give tokens = overhead + words / words_per_token."""
-    counts: list[int] = []
-    for words in (40, 240):
-        response = client.post(dialect.path, json=_body(model, dialect, words))
+    """Two prompts of known word counts give tokens = overhead + words / words_per_token.
+
+    In chat the fewer words, said in two turns, give what the template adds with a turn. All words come equally often
+    in each; the longer prompt shrinks until the context holds it.
+    """
+
+    def counted(words: int, messages: int = 1) -> int | None:
+        response = client.post(dialect.path, json=_body(model, dialect, words, messages))
         usage = response.json().get("usage") or {} if response.status_code == 200 else {}
-        if isinstance(usage.get("prompt_tokens"), int):
-            counts.append(usage["prompt_tokens"])
-    if len(counts) < 2 or counts[1] <= counts[0]:
+        tokens = usage.get("prompt_tokens")
+        return tokens if isinstance(tokens, int) else None
+
+    few = len(WORDS)
+    short = counted(few)
+    many, long = next(((k * few, n) for k in (6, 3, 2) if (n := counted(k * few)) is not None), (0, None))
+    if short is None or long is None or long <= short:
         return dialect  # the server does not count; the verdict will say length_mismatch if it matters
-    tokens_per_word = (counts[1] - counts[0]) / 200
+    tokens_per_word = (long - short) / (many - few)
+    turns = counted(few, messages=3) if dialect.chat else None
     return replace(
         dialect,
         words_per_token=1 / tokens_per_word,
-        overhead_tokens=max(0.0, counts[0] - 40 * tokens_per_word),
+        overhead_tokens=max(0.0, short - few * tokens_per_word),
+        turn_overhead_tokens=max(0.0, float(turns - short)) if turns is not None else 0.0,
     )

@@ -12,14 +12,25 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from harness.analysis.capacity import MemoryLine, alone, capacity_lines, headlines, memory_split
+from harness.analysis.capacity import MemoryLine, alone, at_one_load, capacity_lines, headlines, memory_split
+from harness.analysis.compare import MIN_PAIRS, compare
 from harness.analysis.cost import cost_lines
 from harness.analysis.knee import find_knees
-from harness.records import CostLine, Knee, SweepPoint
+from harness.analysis.levels import RATE, USERS, axis, latest, load, precision_order, shown
+from harness.records import CostLine, Knee, Ratio, SweepPoint, write_table
 from harness.report.plots import write_figures
 from harness.report.run import Run, load_run
 from harness.report.setup import cautions, per_hour, setup_table, utilisation
-from harness.report.tables import capacity_table, cost_table, escape, named, number, points_table, reasons
+from harness.report.tables import (
+    capacity_table,
+    comparison_table,
+    cost_table,
+    escape,
+    named,
+    number,
+    points_table,
+    reasons,
+)
 
 CAUSES = {
     "kv_cache": "the KV cache is full (or sequences are preempted) at the first level outside",
@@ -31,21 +42,28 @@ CAUSES = {
 
 
 def write_report(run_dir: Path, out_dir: Path) -> list[Path]:
-    """Write capacity.md and figures/ into `out_dir`; returns what was written, the page first.
+    """Write capacity.md, comparison.csv (where precisions can be paired) and figures/ into `out_dir`.
+
+    Returns what was written, the page first.
 
     Raises InputError when `run_dir` is no run.
     """
     run = load_run(run_dir)
     knees = find_knees(run.points, run.slo_p95_s)
     costs = cost_lines(run.points, knees)
+    ratios = compare(run.points, run.requests)
     card_gib = run.environment.get("gpu_memory_gib") if run.device == "gpu" else None
     figures = write_figures(run.points, knees, costs, out_dir / "figures", card_gib=card_gib)
-    page = out_dir / "capacity.md"
-    page.write_text(_page(run, knees, costs, {path.stem for path in figures}), encoding="utf-8")
-    return [page, *figures]
+    page, comparison = out_dir / "capacity.md", out_dir / "comparison.csv"
+    page.write_text(_page(run, knees, costs, ratios, {path.stem for path in figures}), encoding="utf-8")
+    if ratios:
+        write_table(comparison, ratios, Ratio)
+    return [page, *([comparison] if ratios else []), *figures]
 
 
-def _page(run: Run, knees: Sequence[Knee], costs: Sequence[CostLine], figures: set[str]) -> str:
+def _page(
+    run: Run, knees: Sequence[Knee], costs: Sequence[CostLine], ratios: Sequence[Ratio], figures: set[str]
+) -> str:
     templates = Environment(
         loader=PackageLoader("harness.report"),
         undefined=StrictUndefined,
@@ -53,23 +71,28 @@ def _page(run: Run, knees: Sequence[Knee], costs: Sequence[CostLine], figures: s
         lstrip_blocks=True,
         autoescape=False,  # Markdown, not HTML; text from outside goes through escape()
     )
+    said = headlines(run.points, knees, run.machine) if knees else at_one_load(run.points, run.slo_p95_s, run.machine)
     memory_titles = {"gpu": "VRAM", "host": "Host memory (the engine ran on the CPU)"}
     page = templates.get_template("capacity.md.j2").render(
         title=escape(f"{run.model}, {run.scenario_name} scenario"),
-        headlines=[escape(sentence) for sentence in headlines(run.points, knees, run.machine)],
+        headlines=[escape(sentence) for sentence in said],
         cautions=cautions(run),
         setup=setup_table(run),
         figures=figures,
-        alt=_alt(run, knees),
+        alt=_alt(run),
+        unit=axis(run.points),
         knees=[_knee_words(run, knee) for knee in knees],
-        capacity=capacity_table(capacity_lines(run.points, knees), knees),
+        capacity=capacity_table(run.points, capacity_lines(run.points, knees), knees) if knees else "",
+        comparison_title=_comparison_title(ratios),
+        comparison=comparison_table(run.points, ratios) if ratios else "",
+        comparison_notes=_comparison_notes(run, ratios),
         points=points_table(run.points),
         missing=", ".join(_missing_cells(run)),
         interval_note=_interval_note(run.points),
         memory_title=memory_titles.get(run.device or "", "Memory"),
         memory=_memory_words(memory_split(run.points)),
-        cost=cost_table(costs),
-        price_note=_price_note(run),
+        cost=cost_table(run.points, costs),
+        price_note=_price_note(run, knees),
         run=run.name,
     )
     return re.sub(r"\n{3,}", "\n\n", page).rstrip() + "\n"
@@ -82,19 +105,57 @@ def _knee_words(run: Run, knee: Knee) -> str:
         words += f" Cause: {CAUSES.get(knee.cause, escape(knee.cause))}."
     elif knee.beyond_range and knee.cause == "client":
         words += " Beyond it the load generator gave out, not the server."
-    left_out = [f"{point.conc} ({reasons(point) or 'no reason given'})" for point in own if point.verdict == "invalid"]
+    left_out = [
+        f"{shown(load(point))} ({reasons(point) or 'no reason given'})"
+        for point in latest(own)
+        if point.verdict == "invalid"
+    ]
     if left_out:
         words += f" Left out as invalid: {', '.join(left_out)}."
     return words
 
 
+def _comparison_title(ratios: Sequence[Ratio]) -> str:
+    """AWQ against BF16, paired."""
+    others = " and ".join(dict.fromkeys(named(ratio.precision) for ratio in ratios))
+    return f"{others} against {named(ratios[0].baseline)}, paired" if ratios else ""
+
+
+def _comparison_notes(run: Run, ratios: Sequence[Ratio]) -> list[str]:
+    """How to read the ratios, how the pairs were made, and what their intervals know."""
+    bases = {ratio.basis for ratio in ratios}
+    notes = []
+    if ratios:
+        notes.append(
+            f"Each figure is a multiple of {named(ratios[0].baseline)}'s under the same load: above 1×, more tokens "
+            "per second or a longer latency. Square brackets hold 95 % intervals; where one holds 1×, it is undecided "
+            "which of the two is ahead."
+        )
+    if "sessions" in bases:
+        notes.append(
+            "Sessions: server sessions took turns, and each is paired with its neighbour of the same number; the "
+            "interval is the spread of their ratios from pair to pair."
+        )
+    if "requests" in bases:
+        notes.append(
+            "Requests: one session of each, paired request by request (the same prompt and lengths; tok/s: the two "
+            "windows as they are); the intervals come from within the sessions and know nothing of run-to-run spread. "
+            f"Below {MIN_PAIRS} pairs it is the ratio of the two rows, without an interval."
+        )
+    if run.requests_fault and len({point.precision for point in run.points}) > 1:
+        notes.append(f"Nothing is paired by request: {escape(run.requests_fault)}.")
+    return notes
+
+
 def _missing_cells(run: Run) -> list[str]:
     """Cells of the plan without any row: the sweep was cut short, or the engine never came up."""
-    precisions, concs = run.settings.get("precisions", ()), run.settings.get("concurrencies", ())
-    if not isinstance(precisions, list) or not isinstance(concs, list):
+    planned = run.settings.get("concurrencies" if axis(run.points) is USERS else "rates_rps", ())
+    precisions = run.settings.get("precisions", ())
+    if not isinstance(precisions, list) or not isinstance(planned, list):
         return []
-    have = {(point.precision, point.conc) for point in run.points}
-    return [f"{named(str(p))} at {escape(c)}" for p in precisions for c in concs if (p, c) not in have]
+    tail = "" if axis(run.points) is USERS else f" {RATE.unit}"
+    have = {(point.precision, load(point)) for point in run.points}
+    return [f"{named(str(p))} at {escape(at)}{tail}" for p in precisions for at in planned if (p, at) not in have]
 
 
 def _interval_note(points: Sequence[SweepPoint]) -> str:
@@ -130,20 +191,22 @@ def _memory_words(lines: Sequence[MemoryLine]) -> list[str]:
     return words
 
 
-def _price_note(run: Run) -> str:
-    return (
-        f"At {per_hour(run)} and {utilisation(run)} utilisation. The first row of each precision is its price; the "
-        "others show what it would be elsewhere on the curve, inside the SLO or not."
+def _price_note(run: Run, knees: Sequence[Knee]) -> str:
+    rest = (
+        " The first row of each precision is its price; the others show what it would be elsewhere on the curve, "
+        "inside the SLO or not."
     )
+    return f"At {per_hour(run)} and {utilisation(run)} utilisation.{rest if knees else ''}"
 
 
-def _alt(run: Run, knees: Sequence[Knee]) -> dict[str, str]:
+def _alt(run: Run) -> dict[str, str]:
     """What each figure shows, for whoever cannot see it."""
-    names = " and ".join(named(knee.precision) for knee in knees)
+    names = " and ".join(named(precision) for precision in precision_order(run.points))
     tail = f"{names}, {escape(run.model)}"
+    over = "concurrent users" if axis(run.points) is USERS else "requests sent per second"
     return {
-        "latency": f"p95 latency in seconds against concurrent users, with the SLO line and the knees: {tail}",
-        "throughput": f"output tokens per second against concurrent users: {tail}",
+        "latency": f"p95 latency in seconds against {over}, with the SLO line and the knees: {tail}",
+        "throughput": f"output tokens per second against {over}: {tail}",
         "memory": f"memory in GiB split into weights, KV cache and other: {tail}",
-        "cost": f"US dollars per million output tokens against concurrent users, operating points ringed: {tail}",
+        "cost": f"US dollars per million output tokens against {over}, operating points ringed: {tail}",
     }

@@ -20,9 +20,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from harness.analysis.capacity import label, memory_split, users
+from harness.analysis.capacity import label, memory_split
 from harness.analysis.cost import price
-from harness.analysis.levels import levels, precision_order
+from harness.analysis.knee import safe_load
+from harness.analysis.levels import Axis, axis, latest, levels, load, one_trace, precision_order, shown
 from harness.records import CostLine, Knee, SweepPoint
 from harness.report.placing import nice_ticks, spread
 
@@ -36,7 +37,11 @@ STYLES = (
     ("#000000", "X"),
 )
 INK, FAINT, GRID = "#333333", "#767676", "#E6E6E6"
-USERS = "concurrent users, log scale"
+AXES = {
+    "users": ("users", "concurrent users, log scale"),
+    "req/s": ("request rate", "requests sent per second (open loop), log scale"),
+}
+"""What the load of a run is called in a title and under its axis."""
 PARTS = (
     ("weights_gib", "weights", "#4D4D4D", "white", "#4D4D4D"),
     ("kv_cache_gib", "KV cache", "#56B4E9", "#333333", "#0F6CA6"),
@@ -88,17 +93,19 @@ def write_figures(
 ) -> list[Path]:
     """Write every figure that has something to show; PNG and SVG of each, in the order of the report.
 
-    `card_gib` is the card's whole memory, drawn as the end of the scale where known.
+    `card_gib` is the card's whole memory, drawn as the end of the scale where known. A single trace has no load to
+    draw anything over: it gets the memory alone.
     """
     figures: dict[str, Callable[[], Figure]] = {}
-    if any(point.p95_ms is not None for point in points):
+    curves = not one_trace(points)
+    if curves and any(point.p95_ms is not None for point in points):
         figures["latency"] = lambda: latency(points, knees)
-    if any(point.tok_s for point in points):
+    if curves and any(point.tok_s for point in points):
         figures["throughput"] = lambda: throughput(points)
     if any(line.total_gib for line in memory_split(points)):
         figures["memory"] = lambda: memory(points, card_gib)
-    if any(line.usd_per_1m_tokens for line in costs):
-        figures["cost"] = lambda: cost(points, costs)
+    if curves and any(line.usd_per_1m_tokens for line in costs):
+        figures["cost"] = lambda: cost(points, knees, costs)
     out_dir.mkdir(parents=True, exist_ok=True)
     written = []
     with matplotlib.rc_context(_RC):
@@ -112,13 +119,15 @@ def write_figures(
 
 
 def latency(points: Sequence[SweepPoint], knees: Sequence[Knee]) -> Figure:
-    """p95 over concurrency, both log: the knee's interpolation is then the line itself. Below it a strip of knees."""
+    """p95 over the load, both log: the knee's interpolation is then the line itself. Below it a strip of knees."""
     figure = Figure(figsize=(7, 4.2 + 0.22 * len(knees)), layout="constrained")
     upper, strip = figure.subplots(2, 1, sharex=True, height_ratios=(12, 0.6 + 0.9 * len(knees)))
     slo_s = knees[0].slo_p95_s
-    _title(upper, "p95 latency against users", "seconds from intended send to last token, log scale")
+    _title(
+        upper, f"p95 latency against {_axis_words(points)[0]}", "seconds from intended send to last token, log scale"
+    )
     ends = _curves(upper, points, _p95_s)
-    _concurrency_axis(upper, points)
+    _load_axis(upper, points)
     _log_axis(upper, [slo_s, *_shown(points, _p95_s)], "{:g}")
     upper.axhline(slo_s, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1.5)
     right = upper.get_xlim()[1]
@@ -126,22 +135,22 @@ def latency(points: Sequence[SweepPoint], knees: Sequence[Knee]) -> Figure:
     upper.tick_params(axis="x", which="both", labelbottom=False, length=0)
     upper.spines["bottom"].set_visible(False)
     _knee_strip(upper, strip, points, knees)
-    strip.set_xlabel(USERS)
+    strip.set_xlabel(_axis_words(points)[1])
     _note(figure, points, _p95_s)
     return figure
 
 
 def throughput(points: Sequence[SweepPoint]) -> Figure:
-    """Output tokens per second over concurrency, from zero."""
+    """Output tokens per second over the load, from zero."""
     figure = Figure(figsize=(7, 4.1), layout="constrained")
     axes = figure.subplots()
-    _title(axes, "Throughput against users", "output tokens per second, inside the measured window")
+    _title(axes, f"Throughput against {_axis_words(points)[0]}", "output tokens per second, inside the measured window")
     ends = _curves(axes, points, _tok_s)
-    _concurrency_axis(axes, points)
+    _load_axis(axes, points)
     axes.set_ylim(0, max(_shown(points, _tok_s)) * 1.06)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_xlabel(USERS)
+    axes.set_xlabel(_axis_words(points)[1])
     _end_labels(axes, ends)
     _note(figure, points, _tok_s)
     return figure
@@ -188,29 +197,30 @@ def memory(points: Sequence[SweepPoint], card_gib: float | None = None) -> Figur
     return figure
 
 
-def cost(points: Sequence[SweepPoint], costs: Sequence[CostLine]) -> Figure:
-    """$/1M output tokens over concurrency, both log; the operating points ringed, their prices at the lines' ends."""
+def cost(points: Sequence[SweepPoint], knees: Sequence[Knee], costs: Sequence[CostLine]) -> Figure:
+    """$/1M output tokens over the load, both log; the operating points ringed, their prices at the lines' ends."""
     figure = Figure(figsize=(7, 4.1), layout="constrained")
     axes = figure.subplots()
-    _title(axes, "Price of a million output tokens", "USD, log scale; ring: operating point, most users inside the SLO")
-    operating = {
-        _name(line.precision): line for line in reversed(costs)
-    }  # the first line of each is its operating point
+    most = f"ring: operating point, most {axis(points).unit} inside the SLO"
+    _title(axes, "Price of a million output tokens", f"USD, log scale; {most}")
+    # The first line of each is its operating point.
+    operating = {_name(line.precision): line for line in reversed(costs)}
+    safe = {knee.precision: safe_load(knee) for knee in knees}
     ends = []
     for name, colour, x, y in _curves(axes, points, price):
         line = operating.get(name)
         if line is None:  # an invalid mark
             text = name
-        elif line.usd_per_1m_tokens is None or line.conc is None:
+        elif line.usd_per_1m_tokens is None or not (largest := safe[line.precision]):
             text = f"{name}\nnever inside SLO"
         else:
-            text = f"{name}\n{_usd(line.usd_per_1m_tokens)} at {users(line.conc)}"
-            at = line.conc * _dodge(points, line.precision), line.usd_per_1m_tokens
+            text = f"{name}\n{_usd(line.usd_per_1m_tokens)} at {axis(points).amount(largest)}"
+            at = largest * _dodge(points, line.precision), line.usd_per_1m_tokens
             axes.plot(*at, "o", markersize=15, fillstyle="none", color=colour, markeredgewidth=1.8)
         ends.append((text, colour, x, y))
-    _concurrency_axis(axes, points)
+    _load_axis(axes, points)
     _log_axis(axes, _shown(points, price), r"\${:g}")
-    axes.set_xlabel(USERS)
+    axes.set_xlabel(_axis_words(points)[1])
     _end_labels(axes, ends)
     _note(figure, points, price)
     return figure
@@ -226,7 +236,7 @@ def _curves(axes: Axes, points: Sequence[SweepPoint], value: Value) -> list[End]
         colour, marker = STYLES[index % len(STYLES)]
         shift = _dodge(points, precision)
         own = [level for level in levels(points) if level.precision == precision]
-        line = [(level.conc * shift, y, level) for level in own if (y := value(level)[0])]
+        line = [(load(level) * shift, y, level) for level in own if (y := value(level)[0])]
         axes.plot([x for x, *_ in line], [y for _, y, _ in line], color=colour, linewidth=1.8, zorder=2)
         for x, y, level in line:
             _, low, high = value(level)
@@ -236,7 +246,7 @@ def _curves(axes: Axes, points: Sequence[SweepPoint], value: Value) -> list[End]
             axes.plot(x, y, marker, markersize=6, color=colour, markerfacecolor=face, markeredgewidth=1.6, zorder=3)
         for point in points:
             if point.precision == precision and point.verdict == "invalid" and (y := value(point)[0]):
-                x = point.conc * shift
+                x = load(point) * shift
                 axes.plot(x, y, marker, markersize=8, color=colour, markerfacecolor="white", zorder=3)
                 axes.plot(x, y, "x", markersize=11, color=colour, zorder=4)
                 ends.append(("", colour, x, y))
@@ -253,7 +263,9 @@ def _knee_strip(upper: Axes, strip: Axes, points: Sequence[SweepPoint], knees: S
     for y, knee in enumerate(knees):
         colour = STYLES[order.index(knee.precision) % len(STYLES)][0]
         if knee.cross_lo is None:
-            strip.text(left, y, "  no tested concurrency is inside the SLO", va="center", fontsize=9, color=colour)
+            strip.text(
+                left, y, f"  no tested {axis(points).noun} is inside the SLO", va="center", fontsize=9, color=colour
+            )
             continue
         low, high = max(knee.cross_lo, left), knee.cross_hi or right
         strip.plot([low, high], [y, y], color=colour, linewidth=6, alpha=0.35, solid_capstyle="butt")
@@ -274,21 +286,26 @@ def _knee_strip(upper: Axes, strip: Axes, points: Sequence[SweepPoint], knees: S
             halves = ((low, x), (x, high)) if x else ((low, high),)
             end = math.sqrt(math.prod(max(halves, key=lambda half: half[1] / half[0])))
             place |= {"ha": "center", "xytext": (0, 0), "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1.5}}
-        strip.annotate(_knee_text(knee), (end, y), fontsize=9, color=colour, **place)
+        strip.annotate(_knee_text(knee, axis(points)), (end, y), fontsize=9, color=colour, **place)
     strip.set_ylim(len(knees) - 0.4, -0.9)
     strip.set_yticks(range(len(knees)), [f"{_name(knee.precision)} knee" for knee in knees], fontsize=9)
     strip.tick_params(axis="y", length=0)
     strip.spines["left"].set_visible(False)
 
 
-def _knee_text(knee: Knee) -> str:
+def _knee_text(knee: Knee, unit: Axis) -> str:
+    safe = safe_load(knee)
     if knee.beyond_range:
-        return f"none in range, safe up to {knee.safe_conc}" if knee.safe_conc else "none in range, none safe"
+        return f"none in range, safe up to {safe:g}" if safe else "none in range, none safe"
     if knee.cross_hi is None:
-        span = f"above {knee.cross_lo:.0f}" if knee.cross_lo else "not bounded"
+        span = f"above {knee.cross_lo:g}" if knee.cross_lo else "not bounded"
     else:
-        span = f"{knee.cross_lo:.0f}–{knee.cross_hi:.0f}" if knee.cross_lo else f"below {knee.cross_hi:.0f}"
-    return f"at {knee.cross:.0f} users ({span}), {CAUSES.get(knee.cause, knee.cause)}"
+        span = f"{knee.cross_lo:g}–{knee.cross_hi:g}" if knee.cross_lo else f"below {knee.cross_hi:g}"
+    return f"at {unit.about(knee.cross or 0)} {unit.unit} ({span}), {CAUSES.get(knee.cause, knee.cause)}"
+
+
+def _axis_words(points: Sequence[SweepPoint]) -> tuple[str, str]:
+    return AXES[axis(points).unit]
 
 
 def _title(axes: Axes, title: str, subtitle: str, pad: float = 22) -> None:
@@ -297,18 +314,18 @@ def _title(axes: Axes, title: str, subtitle: str, pad: float = 22) -> None:
     axes.annotate(subtitle, (0, 1), fontsize=9, color=FAINT, **place)
 
 
-def _concurrency_axis(axes: Axes, points: Sequence[SweepPoint]) -> None:
-    """Log axis with a tick at each tested concurrency, less those too near to the one before."""
-    tested = sorted({point.conc for point in points})
+def _load_axis(axes: Axes, points: Sequence[SweepPoint]) -> None:
+    """Log axis with a tick at each tested load, less those too near to the one before."""
+    tested = sorted({load(point) for point in points})
     octaves = max(math.log2(tested[-1] / tested[0]), 1.0)
     axes.set_xscale("log", base=2)
     axes.set_xlim(tested[0] / 2 ** (0.06 * octaves), tested[-1] * 2 ** (0.03 * octaves))
-    ticks: list[int] = []
-    for conc in reversed(tested):  # from the large end: that is where the knee is
-        if not ticks or math.log2(ticks[-1] / conc) > 0.05 * octaves:
-            ticks.append(conc)
+    ticks: list[float] = []
+    for at in reversed(tested):  # from the large end: that is where the knee is
+        if not ticks or math.log2(ticks[-1] / at) > 0.05 * octaves:
+            ticks.append(at)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FixedFormatter([str(tick) for tick in ticks]))
+    axes.xaxis.set_major_formatter(FixedFormatter([shown(tick) for tick in ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
 
 
@@ -344,7 +361,9 @@ def _note(figure: Figure, points: Sequence[SweepPoint], value: Value) -> None:
         parts.append("hollow: suspect")
     if any(point.verdict == "invalid" and value(point)[0] for point in points):
         parts.append("struck through: invalid, no part of the line")
-    absent = dict.fromkeys(f"{_name(point.precision)} at {point.conc}" for point in points if not value(point)[0])
+    absent = dict.fromkeys(
+        f"{_name(point.precision)} at {shown(load(point))}" for point in latest(points) if not value(point)[0]
+    )
     if absent:
         parts.append("no figure: " + ", ".join(absent))
     if parts:
@@ -354,8 +373,8 @@ def _note(figure: Figure, points: Sequence[SweepPoint], value: Value) -> None:
 def _dodge(points: Sequence[SweepPoint], precision: str) -> float:
     """A few pixels sideways for each precision, as a factor on a log axis: equal points do not hide each other."""
     order = precision_order(points)
-    concs = [point.conc for point in points]
-    octaves = max(math.log2(max(concs) / min(concs)), 1.0)
+    loads = [load(point) for point in points]
+    octaves = max(math.log2(max(loads) / min(loads)), 1.0)
     return float(2 ** (0.012 * octaves * (order.index(precision) - (len(order) - 1) / 2)))
 
 

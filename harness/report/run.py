@@ -1,7 +1,8 @@
-"""A run directory as a report sees it: points.csv, run.toml and environment.json, nothing else.
+"""A run directory as a report sees it: points.csv, run.toml and environment.json, and requests.csv for the pairs.
 
-The table is read strictly (a wrong column is an error), the two descriptions leniently: they only say with what the
-table was made, and a report of an older run is worth more than a complaint about a missing key.
+The rows are read strictly (a wrong column is an error), the two descriptions leniently: they only say with what the
+rows were made, and a report of an older run is worth more than a complaint about a missing key. Nor does a report wait
+for the requests: without them, or with a table of them that a crash left torn, it lacks what was paired by request.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from harness.errors import InputError
-from harness.records import Scenario, SweepPoint, read_table
+from harness.errors import InputError, RecordError
+from harness.records import RequestRecord, Scenario, SweepPoint, read_table
 
 _NEEDED = ("points.csv", "run.toml")
 
@@ -28,6 +29,9 @@ class Run:
     scenario: Mapping[str, Any]
     settings: Mapping[str, Any]
     environment: Mapping[str, Any]
+    requests: Sequence[RequestRecord] = ()
+    requests_fault: str | None = None
+    """Why requests.csv is there and could not be read."""
 
     @property
     def slo_p95_s(self) -> float:
@@ -97,18 +101,30 @@ def load_run(run_dir: Path) -> Run:
         toml = tomllib.loads((run_dir / "run.toml").read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{run_dir / 'run.toml'}: {error}", remedy="restore the file as the sweep wrote it") from error
+    requests, fault = _requests(run_dir / "requests.csv")
     return Run(
         name=run_dir.resolve().name,
         points=points,
         scenario=_table(toml, "scenario"),
         settings=_table(toml, "run"),
         environment=_environment(run_dir / "environment.json"),
+        requests=requests,
+        requests_fault=fault,
     )
 
 
 def _table(toml: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     table = toml.get(name, {})
     return table if isinstance(table, dict) else {}
+
+
+def _requests(path: Path) -> tuple[list[RequestRecord], str | None]:
+    if not path.is_file():
+        return [], None
+    try:
+        return read_table(path, RequestRecord), None
+    except RecordError as error:
+        return [], str(error).splitlines()[0]
 
 
 def _environment(path: Path) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from harness.analysis.levels import precision_order
@@ -40,7 +41,7 @@ def setup_table(run: Run) -> str:
     rows.append(("Machine", _machine_words(run)))
     rows.append(("Scenario", escape(f"{run.scenario_name}: {scenario.get('description', '')}".rstrip(": "))))
     rows.append(("Lengths", _lengths(scenario)))
-    rows.append(("Load", f"closed loop, seed {escape(scenario.get('seed', 'not recorded'))}"))
+    rows.append(("Load", _load(scenario)))
     rows.append(("Service level", f"p95 of the whole answer ≤ {run.slo_p95_s:g} s"))
     rows.append(("Price", f"{per_hour(run)}, {utilisation(run)} of the hour under this load"))
     rows.append(("Tool", _tool(environment)))
@@ -65,12 +66,43 @@ def _machine_words(run: Run) -> str:
     return f"client only: {words}" if run.source == "endpoint" else words
 
 
+def _load(scenario: Mapping[str, Any]) -> str:
+    """Who asks, and when."""
+    arrivals = scenario.get("arrivals", "closed")
+    kinds = {
+        "closed": "closed loop",
+        "constant": "open loop, evenly spaced arrivals",
+        "poisson": "open loop, Poisson arrivals",
+        "gamma": f"open loop, gamma arrivals of shape {scenario.get('burstiness', 'not recorded')}",
+        "trace": f"open loop, arrivals of {_file(scenario, 'trace')}",
+    }
+    parts = [kinds.get(arrivals, str(arrivals))]
+    if scenario.get("turns", 1) > 1:
+        parts.append(f"{scenario['turns']} turns a conversation")
+    if scenario.get("think_s"):
+        parts.append(f"a pause of {scenario['think_s']:g} s on average before each question")
+    parts.append(f"seed {scenario.get('seed', 'not recorded')}")
+    return escape(", ".join(parts))
+
+
 def _lengths(scenario: Mapping[str, Any]) -> str:
+    prefix, kind = scenario.get("shared_prefix"), scenario.get("length_distribution", "uniform")
+    shared = f"; {prefix:.0%} of each prompt is common to all" if prefix else ""
+    if kind == "empirical":
+        return f"those of {escape(_file(scenario, 'dataset' if scenario.get('dataset') else 'trace'))}{shared}"
     if "input_tokens" not in scenario or "output_tokens" not in scenario:
         return "not recorded"
     jitter = scenario.get("length_jitter")
-    spread = f", each drawn evenly from ±{jitter:.0%}" if jitter else ""
-    return f"{scenario['input_tokens']} tokens in, {scenario['output_tokens']} out{spread}"
+    spreads = {
+        "uniform": f", each drawn evenly from ±{jitter:.0%}" if jitter else "",
+        "lognormal": f" on average, each drawn from a log-normal distribution of sigma {jitter:g}" if jitter else "",
+    }
+    return f"{scenario['input_tokens']} tokens in, {scenario['output_tokens']} out{spreads.get(kind, '')}{shared}"
+
+
+def _file(scenario: Mapping[str, Any], key: str) -> str:
+    """A file's name without its place, which is its machine's business."""
+    return PurePath(str(scenario.get(key) or "a file that is not recorded")).name
 
 
 def per_hour(run: Run) -> str:

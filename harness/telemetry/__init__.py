@@ -3,5 +3,6 @@
 prometheus.py   the engine's own counters (/metrics)
 gpu.py          NVML: cards, memory
 host.py         processor, memory, the memory of a process tree
-watch.py        samples them in a thread while a cell runs
+sampler.py      power, clocks, heat of the cards, ten times a second while a cell runs
+watch.py        scrapes the engine's counters and memory in a thread while a cell runs
 """

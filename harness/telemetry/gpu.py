@@ -1,14 +1,15 @@
-"""NVIDIA cards through NVML. No driver, no library, no card: an empty answer, never an error.
+"""NVIDIA cards through NVML. No driver, no library, no card, or one that was lost: an empty answer, never an error.
 
 NVML is opened and closed around each question. It counts its references, so that costs microseconds while something
-else holds it open and a few milliseconds otherwise: these are questions for before and after a measurement.
+else holds it open and a few milliseconds otherwise: these are questions for before and after a measurement. What is
+read while one runs stands in sampler.py, which holds NVML open.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -31,26 +32,16 @@ class Gpu:
 
 def gpus() -> tuple[Gpu, ...]:
     """The visible cards, in the order of CUDA_VISIBLE_DEVICES; empty without NVIDIA hardware or driver."""
-    with _nvml() as nvml:
+    with opened() as nvml:
         if nvml is None:
             return ()
-        driver = _text(nvml.nvmlSystemGetDriverVersion())
-        version = nvml.nvmlSystemGetCudaDriverVersion_v2()
-        cuda = f"{version // 1000}.{version % 1000 // 10}"
-        cards = []
-        for handle in _visible(nvml):
-            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-            cards.append(
-                Gpu(
-                    index=nvml.nvmlDeviceGetIndex(handle),
-                    name=_text(nvml.nvmlDeviceGetName(handle)),
-                    memory_gib=memory.total / GIB,
-                    used_gib=memory.used / GIB,
-                    driver=driver,
-                    cuda=cuda,
-                )
-            )
-        return tuple(cards)
+        try:
+            driver = _text(nvml.nvmlSystemGetDriverVersion())
+            version = nvml.nvmlSystemGetCudaDriverVersion_v2()
+            cuda = f"{version // 1000}.{version % 1000 // 10}"
+            return tuple(_describe(nvml, handle, driver, cuda) for handle in visible(nvml))
+        except nvml.NVMLError:
+            return ()
 
 
 def processes_gib(pids: Collection[int]) -> float | None:
@@ -58,20 +49,23 @@ def processes_gib(pids: Collection[int]) -> float | None:
 
     It does not inside most containers (process ids of another namespace) and on WSL; `gpus()[0].used_gib` does.
     """
-    with _nvml() as nvml:
+    with opened() as nvml:
         if nvml is None:
             return None
-        held = [
-            process.usedGpuMemory
-            for handle in _visible(nvml)
-            for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-            if process.pid in pids and process.usedGpuMemory is not None
-        ]
+        try:
+            held = [
+                process.usedGpuMemory
+                for handle in visible(nvml)
+                for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+                if process.pid in pids and process.usedGpuMemory is not None
+            ]
+        except nvml.NVMLError:
+            return None
         return sum(held) / GIB if held else None
 
 
 @contextmanager
-def _nvml() -> Iterator[ModuleType | None]:
+def opened() -> Iterator[ModuleType | None]:
     """The NVML module, open; None when there is nothing to ask."""
     try:
         import pynvml
@@ -83,10 +77,11 @@ def _nvml() -> Iterator[ModuleType | None]:
     try:
         yield pynvml
     finally:
-        pynvml.nvmlShutdown()
+        with suppress(pynvml.NVMLError):  # the driver may have gone meanwhile
+            pynvml.nvmlShutdown()
 
 
-def _visible(nvml: ModuleType) -> list[Any]:
+def visible(nvml: ModuleType) -> list[Any]:
     """Handles of the cards that CUDA_VISIBLE_DEVICES leaves; as CUDA does, it stops at the first unknown one."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
@@ -100,6 +95,18 @@ def _visible(nvml: ModuleType) -> list[Any]:
             break
         handles.append(handle)
     return handles
+
+
+def _describe(nvml: ModuleType, handle: Any, driver: str, cuda: str) -> Gpu:
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    return Gpu(
+        index=nvml.nvmlDeviceGetIndex(handle),
+        name=_text(nvml.nvmlDeviceGetName(handle)),
+        memory_gib=memory.total / GIB,
+        used_gib=memory.used / GIB,
+        driver=driver,
+        cuda=cuda,
+    )
 
 
 def _text(value: str | bytes) -> str:

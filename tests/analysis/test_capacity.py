@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.analysis.capacity import Ratio, capacity_lines, headlines, memory_split, throughput_ratio, user_ratio
-from harness.analysis.knee import find_knee
-from harness.analysis.levels import precision_order
+from harness.analysis.capacity import at_one_load, capacity_lines, headlines, load_ratio, memory_split
+from harness.analysis.compare import Estimate
+from harness.analysis.knee import find_knee, find_knees
 from harness.records import Knee, SweepPoint
 
 CONCS = (1, 8, 16, 32)
@@ -28,8 +28,7 @@ def curve(precision: str, p95_s: tuple[float | None, ...], tok_s: float = 100.0,
 
 
 def said(points: list[SweepPoint]) -> list[str]:
-    knees = [find_knee([p for p in points if p.precision == name], 3.0) for name in precision_order(points)]
-    return headlines(points, knees, "X")
+    return headlines(points, find_knees(points, 3.0), "X")
 
 
 def test_gain() -> None:
@@ -116,18 +115,97 @@ def test_without_bf16_the_first_is_the_baseline() -> None:
     assert "GPTQ gains over AWQ" in said(curve("awq", (1, 1)) + curve("gptq", (1, 1)))[0]
 
 
-def test_user_ratio_by_hand() -> None:
+def rates(precision: str, p95_s: tuple[float, ...], tok_s: float = 100.0, **more: object) -> list[SweepPoint]:
+    """An open loop at 0.5, 1, 2.5 and 5 requests a second."""
+    pairs = zip((0.5, 1.0, 2.5, 5.0), p95_s, strict=False)
+    return [row(precision, 0, p95, tok_s, arrivals="poisson", rate_rps=rate, **more) for rate, p95 in pairs]
+
+
+@pytest.mark.parametrize(
+    ("base", "other", "part"),
+    [
+        (
+            (1, 1.5, 6, 9), (1, 1, 1, 9),
+            "AWQ sustains 2.2× more requests per second than BF16 at p95 ≤ 3 s (knees 1.58 → 3.54, interval 1.00–5.00× "
+            "with the width of the tested brackets; safe to promise: 1 → 2.5).",
+        ),
+        (
+            (1, 1.5, 6, 9), (1, 1, 1, 1),
+            "AWQ sustains at least 3.2× more requests per second than BF16 at p95 ≤ 3 s (BF16 leaves at 1.58, between "
+            "1 and 2.5; AWQ holds up to 5 with no knee in range",
+        ),
+        ((1, 1, 1, 1), (1, 1.5, 6, 9), "it sustains fewer requests per second than BF16 at p95 ≤ 3 s"),
+        ((1, 1, 1, 1), (1, 1, 1, 1), "over the whole tested range (up to 5 req/s)"),
+        ((1, 1, 1, 1), (1, 1, 1, 1), "At 5 req/s it delivers 1.00× the tokens per second"),
+        ((1, 1, 2.8, 6), (1, 1, 1.5, 4), "finer rates or more requests would decide."),
+        ((4, 5, 6, 9), (1, 1, 1.5, 6), "AWQ sustains 2.5 req/s at p95 ≤ 3 s; BF16 misses it even at 0.5 req/s"),
+        ((1, 1, 1.5, 6), (4, 5, 6, 9), "misses p95 ≤ 3 s even at 0.5 req/s, while BF16 sustains 2.5."),
+        ((4, 5, 6, 9), (4, 5, 6, 9), "at any tested rate: no gain in requests per second can be claimed."),
+    ],
+)  # fmt: skip
+def test_open_loops_speak_of_requests_per_second(base: tuple[float, ...], other: tuple[float, ...], part: str) -> None:
+    """Crossings by hand: BF16 at 2.5^(1/2) = 1.58; AWQ at 2.5 · 2^(ln 3 / ln 9) = 2.5 · √2 = 3.54: 2.2 times."""
+    (sentence,) = said(rates("bf16", base) + rates("awq", other))
+    assert part in sentence
+    assert "user" not in sentence and "concurrenc" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("p95_s", "part"),
+    [
+        ((1, 1, 1.5, 6), "AWQ sustains 2.5 req/s at p95 ≤ 3 s; its knee is at 3.54 (between 2.5 and 5)."),
+        ((1, 1, 1, 1), "sustains 5 req/s at p95 ≤ 3 s, the largest usable rate tested: no knee in range."),
+        ((4, 5, 6, 9), "misses p95 ≤ 3 s at every tested rate, 0.5 req/s included."),
+    ],
+)
+def test_one_precision_alone_in_an_open_loop(p95_s: tuple[float, ...], part: str) -> None:
+    (sentence,) = said(rates("awq", p95_s))
+    assert part in sentence
+
+
+def test_verdicts_in_an_open_loop_name_rates() -> None:
+    points = [*rates("awq", (1, 1)), row("awq", 0, 1.0, verdict="invalid", arrivals="poisson", rate_rps=2.5)]
+    assert said(points)[0].endswith("Invalid and left out: AWQ at 2.5 req/s.")
+
+
+def test_a_row_that_was_measured_again_is_no_caution() -> None:
+    points = [*curve("awq", (1,)), row("awq", 8, 1.0, verdict="invalid"), row("awq", 8, 1.0, attempt=2)]
+    assert "Invalid" not in said(points)[0]
+
+
+def test_one_trace_against_the_slo() -> None:
+    """p95 of 2 s [1.8–2.2] keeps 3 s, 2.9 s [2.7–3.1] may, 4 s [3.8–4.2] does not; a failed one has none."""
+    points = [
+        row(name, 0, p95, verdict=verdict, arrivals="trace", rate_rps=2.5, p95_ms_lo=low * 1e3, p95_ms_hi=high * 1e3)
+        for name, p95, low, high, verdict in (
+            ("awq", 2.0, 1.8, 2.2, "valid"), ("bf16", 4.0, 3.8, 4.2, "valid"),
+            ("rtn", 2.9, 2.7, 3.1, "valid"), ("bad", 1.0, 1.0, 1.0, "invalid"),
+        )
+    ]  # fmt: skip
+    assert said(points) == []
+    assert at_one_load(points, 3.0, "X") == [
+        "On X, BF16 misses p95 ≤ 3 s on this trace, 2.5 req/s: its p95 is 4 s (3.8–4.2 s).",
+        "On X, AWQ keeps p95 ≤ 3 s on this trace, 2.5 req/s: its p95 is 2 s (1.8–2.2 s).",
+        "On X, RTN may keep or miss p95 ≤ 3 s on this trace, 2.5 req/s: its p95 is 2.9 s (2.7–3.1 s).",
+        "On X, BAD has no usable p95 for this trace. Invalid and left out: BAD at 2.5 req/s.",
+    ]
+
+
+def test_repeats_compare_their_tokens_in_pairs() -> None:
+    """Sessions of 100, 200, 400 against 110, 220, 440: apart nothing is known, in pairs it is 1.1 each time."""
+    points = [
+        row(name, 8, 1.0, speed * gain, repeat=repeat)
+        for name, gain in (("bf16", 1.0), ("awq", 1.1))
+        for repeat, speed in ((1, 100.0), (2, 200.0), (3, 400.0))
+    ]
+    (sentence,) = said(points)
+    assert sentence.endswith("At 8 users AWQ delivers 1.10× the tokens per second of BF16 (1.10–1.10×).")
+
+
+def test_load_ratio_by_hand() -> None:
     """20 [16–32] against 40 [32–64]: 2, from 32/32 = 1 to 64/16 = 4."""
     base, other = Knee("bf16", 3.0, 16, 20.0, 16.0, 32.0), Knee("awq", 3.0, 32, 40.0, 32.0, 64.0)
-    assert user_ratio(base, other) == Ratio(2.0, 1.0, 4.0)
-
-
-def test_throughput_ratio_by_hand() -> None:
-    """100 [80–125] and 200 [160–250]: half-widths ln 1.25, together √2 · ln 1.25 = 0.31557: 2 × e^∓0.31557."""
-    base = SweepPoint("r", "bf16", 8, tok_s=100.0, tok_s_lo=80.0, tok_s_hi=125.0)
-    other = SweepPoint("r", "awq", 8, tok_s=200.0, tok_s_lo=160.0, tok_s_hi=250.0)
-    ratio = throughput_ratio(base, other)
-    assert (ratio.value, ratio.lo, ratio.hi) == (2.0, pytest.approx(1.4587, abs=1e-4), pytest.approx(2.7421, abs=1e-4))
+    assert load_ratio(base, other) == Estimate(2.0, 1.0, 4.0)
 
 
 def test_memory_counts_rows_whose_load_was_invalid() -> None:

@@ -59,6 +59,21 @@ def test_operating_point_first_then_every_level() -> None:
     assert prices == (pytest.approx(0.80), pytest.approx(1.00), pytest.approx(1.25))
 
 
+def test_open_loop_prices_name_their_rate() -> None:
+    points = [row(0, tok_s, rate_rps=rate, arrivals="constant") for rate, tok_s in ((0.5, 50.0), (2.5, 100.0))]
+    lines = cost_lines(points, [Knee("awq", 3.0, cross_lo=2.5, beyond_range=True)])
+    assert [(line.operating_point, line.usd_per_1m_tokens) for line in lines] == [
+        ("largest tested rate inside p95 ≤ 3 s: 2.5 req/s", pytest.approx(1.0)),
+        ("0.5 req/s", pytest.approx(2.0)),
+        ("2.5 req/s", pytest.approx(1.0)),
+    ]
+
+
+def test_one_trace_has_a_price_and_no_operating_point() -> None:
+    (line,) = cost_lines([row(0, 100.0, rate_rps=2.5, arrivals="trace")], [])
+    assert (line.operating_point, line.usd_per_1m_tokens) == ("2.5 req/s", pytest.approx(1.0))
+
+
 def test_no_operating_point_has_no_price() -> None:
     first, level = cost_lines([row(1, 50.0)], [Knee("awq", 3.0)])
     assert (first.conc, first.usd_per_1m_tokens) == (None, None)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.analysis.knee import find_knee
+from harness.analysis.knee import find_knee, find_knees, safe_load
 from harness.records import Knee, SweepPoint
 
 SLO_S = 3.0
@@ -103,6 +103,43 @@ def test_cause(counters: dict[str, object], cause: str) -> None:
 def test_range_that_the_client_ended() -> None:
     beyond = row(64, 5.0, verdict="invalid", verdict_reasons=("client_bound",))
     assert knee(row(32, 2.0), beyond).cause == "client"
+
+
+def rated(rate: float, p95_s: float, half_s: float = 0.0, **more: object) -> SweepPoint:
+    return row(0, p95_s, half_s, arrivals="poisson", rate_rps=rate, **more)
+
+
+def test_open_loop_is_read_over_its_rates() -> None:
+    """0.5 req/s at 1.5 s, 2 req/s at 6 s: the same slope of 1 as with users, so the crossing is at 1 req/s."""
+    found = knee(rated(0.25, 0.5), rated(2.0, 6.0), rated(0.5, 1.5))
+    assert found.cross == pytest.approx(1.0)
+    assert (found.safe_conc, found.cross_lo, found.cross_hi, safe_load(found)) == (None, 0.5, 2.0, 0.5)
+
+
+def test_safe_load_of_users_and_of_nothing() -> None:
+    assert safe_load(knee(row(8, 1.0), row(32, 6.0))) == 8
+    assert safe_load(knee(rated(0.5, 2.9, 0.2), rated(1.0, 9.0))) is None
+    assert safe_load(knee(rated(0.5, 9.0))) is None
+
+
+@pytest.mark.parametrize(
+    ("counters", "cause"),
+    [
+        ({"preemptions": 2, "waiting_peak": 3, "running_peak": 64}, "kv_cache"),
+        ({"preemptions": 0, "waiting_peak": 24, "running_peak": 64}, "max_num_seqs"),  # as many as at the rate above
+        ({"preemptions": 0, "waiting_peak": 24, "running_peak": 8}, "compute"),  # a coincidence with the rate below
+        ({"preemptions": 0, "waiting_peak": 0, "running_peak": 64}, "compute"),
+    ],
+)
+def test_cause_in_an_open_loop(counters: dict[str, object], cause: str) -> None:
+    found = knee(rated(1, 1.0, running_peak=8), rated(2, 6.0, **counters), rated(4, 9.0, running_peak=64))
+    assert found.cause == cause
+
+
+def test_one_trace_has_no_knee_and_two_speeds_have_one() -> None:
+    trace = [row(0, 1.0, arrivals="trace", rate_rps=rate) for rate in (2.5, 5.0)]
+    assert find_knees(trace[:1], SLO_S) == []
+    assert [safe_load(found) for found in find_knees(trace, SLO_S)] == [5.0]
 
 
 def test_two_precisions_are_refused() -> None:
