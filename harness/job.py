@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import re
 import secrets
 import subprocess
 import sys
@@ -19,11 +20,12 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from harness import models
 from harness.architecture import quantization, read_config
 from harness.engines import Engine, ServeSpec, endpoint, environment, vllm
+from harness.engines.address import Address
 from harness.errors import InputError, MissingTool, RunError
 from harness.load.dataset import Prompts
 from harness.load.dialect import probe, tokenizer
@@ -31,7 +33,8 @@ from harness.load.schedule import Arrival, mean_rate, read_trace
 from harness.load.selftest import read_ceiling
 from harness.load.workload import Dialect, vocabulary
 from harness.records import Scenario, SweepPoint
-from harness.rundir import RunDirectory, describe_machine, remembered, run_name
+from harness.redact import hide, holds_key, takes_key, without_keys
+from harness.rundir import RunDirectory, describe_machine, remembered, run_name, without_places
 from harness.scenario import context_served, read_prompts
 from harness.sweep import Observer, OpenEngine, Plan, Service, Variant, plan_sessions, run_sweep, unfinished
 from harness.telemetry.gpu import gpus
@@ -66,13 +69,50 @@ class SweepRequest:
 
 def sweep(request: SweepRequest, observer: Observer, argv: Sequence[str] = ()) -> Path:
     """Run the sweep; returns the run directory. Raises KneebenchError; finished rows stay on disk."""
-    return _run(_with_rates(request), observer, argv, None)
+    return _run(_with_rates(_without_keys(request)), observer, argv, None)
 
 
 def resume(path: Path, observer: Observer, argv: Sequence[str] = ()) -> Path:
     """Carry on with a sweep that was interrupted, from its directory alone; returns the run directory."""
-    request: SweepRequest = TypeAdapter(SweepRequest).validate_python(remembered(path))
+    try:
+        request: SweepRequest = TypeAdapter(SweepRequest).validate_python(remembered(path))
+    except ValidationError as error:
+        raise InputError(
+            f"--resume {path}: what it remembers does not fit this version of kneebench ({error.error_count()} faults)",
+            remedy="finish it with the version that began it (environment.json names it), or run the sweep anew",
+        ) from error
     return _run(request, observer, argv, path)
+
+
+def _without_keys(request: SweepRequest) -> SweepRequest:
+    """Raises InputError for a key in what is typed: it would be recorded, and command lines show in `ps` besides."""
+    scenario = request.scenario
+    typed: dict[str, Sequence[object]] = {
+        "--model": [request.model],
+        "--precisions": request.precisions,
+        "--out": [request.out],
+        "--endpoint": [request.endpoint],
+        "--engine-python": [request.engine_python],
+        "--calibration": [request.calibration],
+        "--engine-arg": [" ".join(request.engine_args), *request.engine_args],
+        "the scenario's name, trace or dataset": [scenario.name, scenario.trace, scenario.dataset],
+    }
+    for option, values in typed.items():
+        if any(holds_key(str(value)) for value in values):
+            raise InputError(
+                f"{option} holds a key",
+                allowed="keys in environment variables alone, where no record and no `ps` shows them",
+                remedy="KNEEBENCH_API_KEY takes an endpoint's key, HF_TOKEN the hub's; vLLM gets a new one each time",
+            )
+    for item in request.engine_args:
+        flag = item.partition("=")[0].partition(" ")[0]
+        if flag.startswith("--") and takes_key(flag):
+            raise InputError(
+                f"--engine-arg {flag}: its value is a key",
+                allowed="flags without secrets: they are recorded, and `ps` shows them",
+                remedy="leave it out, vLLM gets a new key each time; the hub's goes into HF_TOKEN",
+            )
+    return replace(request, scenario=replace(scenario, description=without_keys(scenario.description)))
 
 
 def _with_rates(request: SweepRequest) -> SweepRequest:
@@ -128,7 +168,6 @@ def _sweep_vllm(request: SweepRequest, observer: Observer, argv: Sequence[str], 
 
     with _run_directory(request, model.name, resumed) as directory:
         directory.remember(TypeAdapter(SweepRequest).dump_python(request, mode="json"))
-        directory.describe_environment(describe_machine("vllm", env.vllm_version, argv))
         served: dict[str, models.Model] = {}
         variants = []
         for name, given in wanted.items():
@@ -136,9 +175,10 @@ def _sweep_vllm(request: SweepRequest, observer: Observer, argv: Sequence[str], 
             _check_fits(checkpoint, request)
             served[name] = checkpoint
             variants.append(Variant(name, digest, _is_quantized(checkpoint)))
-        if resumed is None:
-            _describe(directory, request, model.name, f"vllm {env.vllm_version} ({env.kind})")
-        _check_unchanged(directory, variants, env.vllm_version)
+        _check_unchanged(directory, request, variants, env.vllm_version)
+        _describe(directory, request, model.name, f"vllm {env.vllm_version} ({env.kind})", variants)
+        directory.describe_environment(describe_machine("vllm", env.vllm_version, argv))
+        directory.clean_logs()
 
         @contextmanager
         def open_engine(variant: Variant, repeat: int) -> Iterator[Service]:
@@ -163,17 +203,17 @@ def _sweep_endpoint(request: SweepRequest, observer: Observer, argv: Sequence[st
             remedy="run one sweep for each endpoint",
         )
     assert request.endpoint is not None
+    hide(*_private_parts(request.endpoint, request.model))
     with endpoint.attach(request.endpoint, request.model) as engine:
         dialect = probe(engine.target, chat=request.scenario.api == "chat")
         prompts = _prompts(request.scenario, engine)
         with _run_directory(request, request.model, resumed) as directory:
             info = engine.info
             directory.remember(TypeAdapter(SweepRequest).dump_python(request, mode="json"))
-            directory.describe_environment(describe_machine(info.engine, info.engine_version, argv))
-            if resumed is None:
-                _describe(directory, request, request.model, "endpoint")
             variants = [Variant(request.precisions[0])]
-            _check_unchanged(directory, variants, info.engine_version)
+            _check_unchanged(directory, request, variants, info.engine_version)
+            _describe(directory, request, request.model, "endpoint", variants)
+            directory.describe_environment(describe_machine(info.engine, info.engine_version, argv))
             template = SweepPoint(directory.path.name, "", 0, model=request.model, source="endpoint")
             open_engine = _always(Service(engine, dialect, prompts))
             _run_cells(request, variants, directory, template, open_engine, observer)
@@ -203,8 +243,23 @@ def _run_cells(
     directory.finish()
 
 
-def _check_unchanged(directory: RunDirectory, variants: Sequence[Variant], engine_version: str | None) -> None:
+def _private_parts(url: str, model: str) -> list[str]:
+    """Parts of a URL's path that may be somebody's account or key: long, with digits, and not the model's name."""
+    parts = Address.parse(url).prefix.split("/")
+    return [part for part in parts if len(part) >= 16 and re.search(r"\d", part) and part != model]
+
+
+def _check_unchanged(
+    directory: RunDirectory, request: SweepRequest, variants: Sequence[Variant], engine_version: str | None
+) -> None:
     """A run that is resumed must go on with what it began with, or its rows could not be compared."""
+    begun = directory.described()
+    for name, digest in _digests(request.scenario).items():
+        if begun.get(name, digest) != digest:
+            raise InputError(
+                f"--resume: the file of the scenario's {name.partition('_')[0]} has changed since the run was begun",
+                remedy="restore it, or run the sweep anew",
+            )
     digests = {variant.precision: variant.checkpoint_sha256 for variant in variants}
     for row in directory.done:
         if row.engine_version != engine_version:
@@ -240,7 +295,22 @@ def _run_directory(request: SweepRequest, model: str, resumed: Path | None) -> A
     return RunDirectory(request.out or Path("results") / name)
 
 
-def _describe(directory: RunDirectory, request: SweepRequest, model: str, engine: str) -> None:
+def _digests(scenario: Scenario) -> dict[str, str]:
+    """trace_sha256 and dataset_sha256, as far as the scenario has such files."""
+    files = {"trace": scenario.trace, "dataset": scenario.dataset}
+    found = {}
+    for name, path in files.items():
+        if path is not None:
+            try:
+                found[f"{name}_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            except OSError as error:
+                raise InputError(f"{name} {path}: cannot be read ({error.strerror})", remedy="restore it") from error
+    return found
+
+
+def _describe(
+    directory: RunDirectory, request: SweepRequest, model: str, engine: str, variants: Sequence[Variant]
+) -> None:
     run = {
         "run_id": directory.path.name,
         "model": model,
@@ -249,18 +319,20 @@ def _describe(directory: RunDirectory, request: SweepRequest, model: str, engine
         "rates_rps": sorted(set(request.rates)),
         "repeats": request.repeats,
         "engine": engine,
-        "endpoint": request.endpoint,
+        "endpoint": without_places(request.endpoint) if request.endpoint else None,
         "max_model_len": context_served(request.scenario),
         "max_num_seqs": request.max_num_seqs,
         "gpu_memory_utilization": request.gpu_memory_utilization,
         "kv_cache_gib": request.kv_cache_gib,
         "engine_args": list(request.engine_args),
         "client_processes": request.client_processes,
+        "checkpoint_sha256": {item.precision: item.checkpoint_sha256 for item in variants if item.checkpoint_sha256}
+        or None,
+        **_digests(request.scenario),
     }
     scenario = asdict(request.scenario)
     for name in ("trace", "dataset"):
         if scenario[name]:  # which file it was, and not where it lies
-            run[f"{name}_sha256"] = hashlib.sha256(Path(scenario[name]).read_bytes()).hexdigest()
             scenario[name] = Path(scenario[name]).name
     directory.describe({"run": run, "scenario": scenario})
 

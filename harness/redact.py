@@ -1,11 +1,13 @@
-"""Takes machine paths, names and keys out of text that leaves the machine: engine logs, environment records, reports.
+"""Takes machine paths, names and keys out of text that leaves the machine: engine logs, records, errors, reports.
 
 A results directory is meant to be committed and shown; where it was measured is nobody's business but its owner's.
+A key is known because somebody told (`hide`), by the name of the environment variable that holds it, or by its shape.
 """
 
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import re
 import socket
@@ -13,33 +15,50 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 # Values of environment variables named like this are secrets; so is whatever stands where a key usually stands.
-_SECRET_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"API_?KEY|(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|_PAT)$", re.IGNORECASE)
+_VALUE = r"""[^\s"'\[\](){},;&<>]{8,}"""
 _SECRET_SHAPES = (
-    re.compile(r"(?<=bearer )[\w.~+/=-]{8,}", re.IGNORECASE),
-    re.compile(r"\b(?:sk|hf|ghp|gho|glpat)[-_][\w-]{16,}"),
-    re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"),
-    re.compile(r"(?<=[-_]key[= ])[\w.-]{8,}", re.IGNORECASE),
+    re.compile(r"(bearer(?:\s+|%20))[\w.~+/=-]{8,}", re.IGNORECASE),
+    re.compile(
+        r"(?<![A-Za-z0-9])()(?:sk-(?=[\w-]*\d)[\w-]{16,}|hf_[A-Za-z0-9]{16,}|gh[opsur]_[A-Za-z0-9]{16,}"
+        r"|github_pat_\w{16,}|glpat-[\w-]{16,}|xox[abpr]-[\w-]{10,}|(?:gsk_|nvapi-|xai-|pplx-)[\w-]{16,}"
+        r"|AIza[\w-]{30,}|AKIA[A-Z0-9]{16}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}|kneebench-[\w-]{32})"
+    ),
+    re.compile(r"(://)[^/\s@]+(?=@)"),
+    re.compile(r"(authorization[\"']?\s*[:=]\s*[\"']?(?:\w+\s+)?)" + _VALUE, re.IGNORECASE),
+    re.compile(
+        r"((?:(?:api|access|secret|auth|private)[-_ ]?key|(?:access|auth|hf|api|refresh|session)[-_ ]?token"
+        r"|client[-_ ]?secret|passw(?:or)?d)[\"']?\s*[:=]\s*[\[\"']*)" + _VALUE,
+        re.IGNORECASE,
+    ),
+    re.compile(r"(--[\w-]*(?:key|token|secret|password)[\s=]+)" + _VALUE, re.IGNORECASE),
 )
-_SHORTEST_SECRET = 8
+"""What is in front of the key is the first group, and stays."""
+_SHORTEST_SECRET = 6
+"""EMPTY, none, test: what stands for a key where none is wanted is no secret, and common words must stay readable."""
+_hidden: set[str] = set()
+
 _ADDRESS = re.compile(r"(?<![\w.])(?!127\.|0\.0\.0\.0)(?:\d{1,3}\.){3}\d{1,3}(?![\w.])")
 # A name shorter than this, or one of these, is an everyday word: replacing it would maim the text and hide nothing.
 _SHORTEST_NAME = 4
 _EVERYDAY = frozenset({"root", "user", "admin", "localhost", "runner", "ubuntu", "vllm", "server", "model"})
 
 
-def redact(text: str, *, secrets: Iterable[str] = (), places: Mapping[str, str] | None = None) -> str:
+def hide(*secrets: str) -> None:
+    """From now on these are keys, wherever they stand."""
+    _hidden.update(secrets)
+
+
+def redact(text: str, places: Mapping[str, str] | None = None) -> str:
     """`text` with paths, network addresses, user name, host name and keys replaced by <placeholders>.
 
-    `secrets` are replaced wherever they stand, and so are the values of environment variables named like secrets.
     `places` are further paths with their placeholders: {"/data/models/m": "<model>"}.
     """
-    for secret in sorted({*secrets, *_environment_secrets()}, key=len, reverse=True):
-        if len(secret) >= _SHORTEST_SECRET:
-            text = text.replace(secret, "<key>")
-    for shape in _SECRET_SHAPES:
-        text = shape.sub("<key>", text)
+    text = without_keys(text)
     for path, placeholder in _longest_first({**_machine_places(), **(places or {})}):
         # A place ends where the path does: /home/ann must not eat into /home/annabel.
         text = re.sub(re.escape(path) + r"(?![\w-])", placeholder, text)
@@ -48,8 +67,58 @@ def redact(text: str, *, secrets: Iterable[str] = (), places: Mapping[str, str] 
     return _ADDRESS.sub("<address>", text)
 
 
+def redacted(value: Any) -> Any:
+    """The same for every string inside of mappings and sequences: numbers stay numbers, whatever a key looks like."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {name: redacted(item) for name, item in value.items()}
+    return [redacted(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def without_keys(text: str) -> str:
+    """`text` with every key that is known or looks like one replaced by <key>."""
+    return _without(text, _hidden | _environment_secrets())
+
+
+def holds_key(text: str) -> bool:
+    """Whether somebody's key stands in it, by what the environment holds or by its looks."""
+    return _without(text, _environment_secrets()) != text
+
+
+def takes_key(flag: str) -> bool:
+    """Whether the value of a flag with this name is a key: --api-key, --hf-token."""
+    return bool(_SECRET_NAME.search(flag.replace("-", "_")) or re.match(r"--api[-_]k", flag))
+
+
+def _without(text: str, secrets: Iterable[str]) -> str:
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= _SHORTEST_SECRET:
+            for spelled in _spellings(secret):
+                text = text.replace(spelled, "<key>")
+            text = _without_beginning(text, secret)
+    for shape in _SECRET_SHAPES:
+        text = shape.sub(r"\1<key>", text)
+    return text
+
+
 def _environment_secrets() -> set[str]:
-    return {value for name, value in os.environ.items() if _SECRET_NAME.search(name)}
+    return {value.strip() for name, value in os.environ.items() if _SECRET_NAME.search(name)}
+
+
+def _spellings(secret: str) -> list[str]:
+    """As it is, inside of JSON (two ways: some escape more than they must), inside of a URL."""
+    escaped = json.dumps(secret)[1:-1]
+    more = escaped.replace("/", "\\/").replace("+", "\\u002B")
+    return sorted({secret, escaped, more, quote(secret), quote(secret, safe="")}, key=len, reverse=True)
+
+
+def _without_beginning(text: str, secret: str) -> str:
+    """A server's words are cut to a length, and the cut may go through a key: what is left of it stands at the end."""
+    pattern = re.escape(secret[:_SHORTEST_SECRET])
+    return re.sub(
+        rf"{pattern}\S*$", lambda found: "<key>" if secret.startswith(found[0]) else found[0], text, flags=re.MULTILINE
+    )
 
 
 def _machine_places() -> dict[str, str]:

@@ -1,12 +1,15 @@
 """A run's directory: one writer at a time, self-describing, every finished row durable.
 
-run.toml           the plan: scenario, precisions, concurrencies, flags
+run.toml           the plan: scenario, precisions, loads, flags, digests of what was read
 environment.json   machine, versions, git state; paths and names redacted (environment-2.json: of the first resume)
 requests.csv       one line a request, written as they end
 points.csv         one line a cell, fsynced as it ends: a cell is done when its row is here
 gpu.csv            ten lines a second and card while a cell runs; only where there is a card
 engine-<precision>-r<repeat>.log, .json   (engine-awq-r1-2.log: of its second start)
 .unfinished.json   what --resume needs, with this machine's paths; gone when the last cell is done
+
+Whatever ends a sweep (kill -9 included), each file is whole, or is not there, or is a table whose torn last line is
+cut when it is opened again. Descriptions are therefore written under another name first.
 """
 
 from __future__ import annotations
@@ -14,16 +17,19 @@ from __future__ import annotations
 import contextlib
 import csv
 import fcntl
+import functools
 import itertools
 import json
+import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from harness import __version__
 from harness.engines import EngineInfo
@@ -38,89 +44,116 @@ from harness.records import (
     read_table,
     write_table,
 )
-from harness.redact import redact
+from harness.redact import redact, redacted
 
 UNFINISHED = ".unfinished.json"
+_PARTIAL = ".partial"
 
 
 class RunDirectory:
-    """An open run directory, locked against a second writer. Use as a context manager."""
+    """An open run directory, locked against a second writer. Use as a context manager.
+
+    Opening it changes nothing that was measured; tables are opened when they are first written to.
+    """
 
     def __init__(self, path: Path, *, resume: bool = False) -> None:
         """Raises InputError when it holds a run already (unless it is resumed), or another sweep writes into it."""
         self.path = path
-        if resume:
-            _check_resumable(path)
-        elif (path / "points.csv").exists():
-            raise InputError(
-                f"{path} holds a run already",
-                allowed="a new or empty directory",
-                remedy=(
-                    f"`bench sweep --resume {path}` finishes it"
-                    if (path / UNFINISHED).exists()
-                    else "choose another --out, or leave it out: runs are then named by date and model"
-                ),
-            )
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / ".lock").open("w")
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror}", remedy="choose another --out") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise InputError(f"{path} is being written by another sweep", remedy="choose another --out") from error
-        self.done = _rows_that_stay(path / "points.csv") if resume else []
+        self.done: list[SweepPoint] = []
         """Rows of a run that is resumed."""
-        self.requests = TableWriter(path / "requests.csv", RequestRecord)
-        self.points = TableWriter(path / "points.csv", SweepPoint)
-        self._gpu: TableWriter | None = None
+        self._outdated = False
+        """points.csv holds rows that are to be measured again."""
+        self._tables: list[TableWriter] = []
+        if resume:
+            _check_resumable(path)  # before a directory is made for it
+        self._lock = _locked(path)
+        try:
+            if resume:
+                _check_resumable(path)
+                for leftover in path.glob(f"*{_PARTIAL}"):
+                    leftover.unlink()
+                self.done, self._outdated = _rows_that_stay(path / "points.csv")
+            elif (path / "points.csv").exists() or (path / UNFINISHED).exists():
+                raise InputError(
+                    f"{path} holds a run already",
+                    allowed="a new or empty directory",
+                    remedy=(
+                        f"`bench sweep --resume {path}` finishes it"
+                        if (path / UNFINISHED).exists()
+                        else "choose another --out, or leave it out: runs are then named by date and model"
+                    ),
+                )
+        except BaseException:
+            self._unlock()
+            raise
 
     def __enter__(self) -> RunDirectory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # A full disk must not hide the error that it caused, nor keep the lock.
-        with contextlib.suppress(OSError):
-            for table in filter(None, (self.requests, self.points, self._gpu)):
+        for table in self._tables:
+            # A full disk must not hide the error that it caused, nor keep the lock.
+            with contextlib.suppress(OSError):
                 table.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        (self.path / ".lock").unlink(missing_ok=True)  # while it is ours: nobody may take it and lose it to us
         self._lock.close()
-        (self.path / ".lock").unlink(missing_ok=True)
+
+    def add_request(self, record: RequestRecord) -> None:
+        """Append to requests.csv."""
+        with writing():
+            self._requests.add(record)
+            self._requests.flush()
+
+    def add_point(self, point: SweepPoint) -> None:
+        """Append to points.csv, durably and after the requests behind it: the cell is done."""
+        with writing():
+            self._requests.flush(durable=True)
+            self._points.add(point, durable=True)
 
     def add_gpu_sample(self, sample: GpuSample) -> None:
-        """Append to gpu.csv, which begins with the first sample."""
-        if self._gpu is None:
-            self._gpu = TableWriter(self.path / "gpu.csv", GpuSample)
-        self._gpu.add(sample)
+        """Append to gpu.csv."""
+        with writing():
+            self._gpu.add(sample)
+            self._gpu.flush()
 
     def attempts(self) -> dict[str, int]:
-        """The highest attempt of each cell that requests.csv holds."""
+        """The highest attempt of each cell that has left lines in requests.csv or gpu.csv."""
         highest: dict[str, int] = {}
-        self.requests.flush()
-        with (self.path / "requests.csv").open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                highest[row["cell"]] = max(highest.get(row["cell"], 0), int(row["attempt"]))
+        for name, record_type in (("requests.csv", RequestRecord), ("gpu.csv", GpuSample)):
+            path = self.path / name
+            if not path.exists():
+                continue
+            TableWriter(path, record_type).close()  # sees that it has these columns, and cuts a torn line
+            with path.open(encoding="utf-8", newline="") as file:
+                for row in csv.DictReader(file):
+                    highest[row["cell"]] = max(highest.get(row["cell"], 0), int(row["attempt"]))
         return highest
 
     def remember(self, request: Mapping[str, Any]) -> None:
         """Keep what a resume needs. It holds paths of this machine, so it is for its owner alone."""
-        path = self.path / UNFINISHED
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(request, indent=1) + "\n", encoding="utf-8")
+        _write(self.path / UNFINISHED, json.dumps(request, indent=1) + "\n", mode=0o600)
 
     def finish(self) -> None:
         """Every cell has its row: there is nothing to resume."""
         (self.path / UNFINISHED).unlink(missing_ok=True)
 
     def describe(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
-        """Write run.toml."""
-        (self.path / "run.toml").write_text(redact(to_toml(tables)), encoding="utf-8")
+        """Write run.toml, once: a run that is resumed goes on as it was begun."""
+        if not (self.path / "run.toml").exists():
+            _write(self.path / "run.toml", to_toml(redacted(tables)))
+
+    def described(self) -> dict[str, Any]:
+        """The table [run] of run.toml; empty before it is written."""
+        path = self.path / "run.toml"
+        found: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))["run"] if path.exists() else {}
+        return found
 
     def describe_environment(self, environment: Environment) -> None:
         """Write environment.json, or the next number's when the run is resumed."""
-        text = json.dumps(asdict(environment), indent=2)
-        self.fresh("environment", ".json").write_text(redact(text) + "\n", encoding="utf-8")
+        _write(self.fresh("environment", ".json"), json.dumps(redacted(asdict(environment)), indent=2) + "\n")
 
     def fresh(self, stem: str, suffix: str) -> Path:
         """A path that is not there yet: stem.log, then stem-2.log, stem-3.log ..."""
@@ -129,8 +162,85 @@ class RunDirectory:
 
     def describe_engine(self, log: Path, info: EngineInfo) -> None:
         """Write what the engine said of itself beside its log."""
-        text = json.dumps(asdict(info), indent=2)
-        log.with_suffix(".json").write_text(redact(text) + "\n", encoding="utf-8")
+        _write(log.with_suffix(".json"), json.dumps(redacted(asdict(info)), indent=2) + "\n")
+
+    def clean_logs(self) -> None:
+        """Redact what engines wrote before a sweep was killed, which otherwise happens when they are stopped."""
+        for log in self.path.glob("engine-*.log"):
+            _write(log, redact(log.read_text(encoding="utf-8", errors="replace")))
+
+    @functools.cached_property
+    def _requests(self) -> TableWriter:
+        return self._table("requests.csv", RequestRecord)
+
+    @functools.cached_property
+    def _points(self) -> TableWriter:
+        if self._outdated:
+            write_table(self.path / "points.csv", self.done, SweepPoint)
+        return self._table("points.csv", SweepPoint)
+
+    @functools.cached_property
+    def _gpu(self) -> TableWriter:
+        return self._table("gpu.csv", GpuSample)
+
+    def _table(self, name: str, record_type: type[Any]) -> TableWriter:
+        self._tables.append(TableWriter(self.path / name, record_type))
+        return self._tables[-1]
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """A disk that takes no more becomes a RunError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"the run directory cannot be written: {error.strerror or error}; all rows before that are on disk",
+            remedy="free space on the disk, then: bench sweep --resume with that directory",
+        ) from error
+
+
+def _write(path: Path, text: str, mode: int = 0o666) -> None:
+    """The whole file or none of it: it gets its name when it is complete."""
+    partial = path.with_name(path.name + _PARTIAL)
+    try:
+        with writing():
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(descriptor)
+            partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _locked(path: Path) -> TextIO:
+    """The directory's lock file, made and locked. It goes when the process does, however that ends."""
+    while True:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = (path / ".lock").open("w")
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror}", remedy="choose another --out") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(path / ".lock")):
+                return lock
+        except FileNotFoundError:
+            pass  # whoever held it has removed it between our two steps, and so it locks nothing: once more
+        except BlockingIOError as error:
+            lock.close()
+            raise InputError(
+                f"{path} is being written by another sweep", remedy="wait for its end, or choose another --out"
+            ) from error
+        except OSError as error:
+            lock.close()
+            raise InputError(
+                f"{path} cannot be locked: {error.strerror}", remedy="choose an --out on another file system"
+            ) from error
+        lock.close()
 
 
 def remembered(path: Path) -> dict[str, Any]:
@@ -154,18 +264,19 @@ def _check_resumable(path: Path) -> None:
     )
 
 
-def _rows_that_stay(path: Path) -> list[SweepPoint]:
-    """Rows of finished cells. Where the engine died or refused everything, a resume is a second chance: out they go."""
+def _rows_that_stay(path: Path) -> tuple[list[SweepPoint], bool]:
+    """Rows of finished cells, and whether the table holds others.
+
+    Where the engine died or refused everything, a resume is a second chance.
+    """
     if not path.exists():
-        return []
+        return [], False
     cut_torn_line(path)
     if not path.stat().st_size:
-        return []
+        return [], False
     rows = read_table(path, SweepPoint)
     stay = [row for row in rows if not {"engine_died", "gave_up"} & set(row.verdict_reasons)]
-    if len(stay) < len(rows):
-        write_table(path, stay, SweepPoint)
-    return stay
+    return stay, len(stay) < len(rows)
 
 
 def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
@@ -225,14 +336,18 @@ def describe_machine(engine: str | None, engine_version: str | None, argv: Seque
         driver=card.driver if card else None,
         engine=engine,
         engine_version=engine_version,
-        argv=tuple(_without_places(item) for item in argv),
+        argv=tuple(without_places(item) for item in argv),
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
-def _without_places(argument: str) -> str:
-    """An argument with its absolute paths cut to their last part: where things lie is this machine's business."""
-    return argument if "://" in argument else re.sub(r"(?<![\w.])~?/(?:[^/\s=,]+/)+", "<path>/", argument)
+def without_places(argument: str) -> str:
+    """An argument with its absolute paths cut to their last part: where things lie is this machine's business.
+
+    A URL keeps its host: what follows it may be an account, or a key.
+    """
+    argument = re.sub(r"(\w+://[^/\s?#]*+)(?!/?(?:v1)?/?(?:\s|$))[^\s\"',}]+", r"\1/<path>", argument)
+    return re.sub(r"(?<![\w./])~?/(?!/)(?:[^/\s=,]+/)+", "<path>/", argument)
 
 
 def _git_state() -> tuple[str | None, bool | None]:
@@ -250,11 +365,3 @@ def _git_state() -> tuple[str | None, bool | None]:
         return None, None
     status = git("status", "--porcelain", "--", ".", "../quantize")
     return git("rev-parse", "--short=12", "HEAD"), None if status is None else bool(status)
-
-
-def full_disk(error: OSError) -> RunError:
-    """What to say when a row could not be written."""
-    return RunError(
-        f"a row could not be written: {error.strerror or error}; all rows before it are on disk",
-        remedy="free space on the disk, then: bench sweep --resume with that directory",
-    )

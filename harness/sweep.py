@@ -26,7 +26,8 @@ from harness.load.schedule import Arrival
 from harness.load.selftest import Ceiling
 from harness.load.workload import Dialect
 from harness.records import Cell, GpuSample, RequestRecord, Scenario, SweepPoint
-from harness.rundir import RunDirectory, full_disk
+from harness.redact import without_keys
+from harness.rundir import RunDirectory, writing
 from harness.telemetry.host import host
 from harness.telemetry.sampler import GpuSampler
 from harness.telemetry.watch import EngineWatch, Seen
@@ -184,12 +185,12 @@ def run_sweep(
                 repeat=session.repeat,
             )
             try:
-                run.session(session, shared)
+                with writing():
+                    run.session(session, shared)
             except EngineError as error:
-                failures.append(f"{session.variant.precision}: {error}")
-                observer.status(f"{session.variant.precision} failed: {str(error).splitlines()[0]}")
-            except OSError as error:
-                raise full_disk(error) from error
+                said = without_keys(str(error))
+                failures.append(f"{session.variant.precision}: {said}")
+                observer.status(f"{session.variant.precision} failed: {said.splitlines()[0]}")
     if failures:
         raise RunError(
             "\n".join(failures) + f"\n{done_before + len(points)} of {total} cells have rows in {directory.path}",
@@ -229,8 +230,7 @@ class _Run:
                         break
                     if tried[cell.key] > 1:
                         point = validity.worsen(point, "engine_restarted", "suspect")
-                    self.directory.requests.flush(durable=True)
-                    self.directory.points.add(point, durable=True)
+                    self.directory.add_point(point)
                     self.points.append(point)
                     self.observer.cell_ended(point)
                     left.pop(0)
@@ -244,8 +244,7 @@ class _Run:
         plan, engine = self.plan, service.engine
 
         def on_record(record: RequestRecord) -> None:
-            self.directory.requests.add(record)
-            self.directory.requests.flush()
+            self.directory.add_request(record)
             self.observer.request_ended(record)
 
         started_at, started = datetime.now(UTC), time.perf_counter()

@@ -40,7 +40,10 @@ CACHE_HIT_SHARE = 0.01
 ERROR_SHARE = 0.05
 LENGTH_SHARE = 0.01
 DRIFT_RATIO = 1.25
-FAST_KERNELS = ("wna16", "marlin", "machete", "exllama", "cutlass", "allspark", "conch", "w8a8", "scaledmm", "fp8")
+FAST_KERNELS = (
+    "wna16", "marlin", "machete", "exllama", "cutlass", "allspark", "conch", "humming", "dynamic4bit", "w8a8",
+    "scaledmm", "fp8",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,4 +182,5 @@ def _halves_differ(series: Sequence[float]) -> bool:
 
 
 def _is_fast(kernel: str) -> bool:
-    return any(name in kernel.lower() for name in FAST_KERNELS)
+    name = kernel.lower()  # an emulation multiplies in BF16, whatever else its name promises
+    return "emulation" not in name and any(fast in name for fast in FAST_KERNELS)

@@ -8,6 +8,7 @@ The key is random and goes through the environment, where `ps` does not show it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import secrets
@@ -17,7 +18,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -29,7 +29,7 @@ from harness.engines.vllm_command import HOST, SERVED_NAME, command, recorded, s
 from harness.engines.vllm_log import LogFacts, last_error, read_log, stage
 from harness.errors import EngineError, InputError
 from harness.models import GIB, Model, check_fits, weight_bytes
-from harness.redact import redact
+from harness.redact import hide, redact, without_keys
 from harness.telemetry import gpu, host, prometheus
 
 START_TIMEOUT_S = 1800.0
@@ -81,11 +81,10 @@ class VllmServer:
 
     def log(self) -> str:
         """The server's log so far, without its key."""
-        text = _read(self._log_path)
-        return text.replace(self._target.api_key, "<key>") if self._target.api_key else text
+        return without_keys(_read(self._log_path))
 
 
-@contextmanager
+@contextlib.contextmanager
 def serve(
     spec: ServeSpec,
     env: EngineEnv,
@@ -100,21 +99,40 @@ def serve(
     if cards:
         check_fits(model, cards[0].name, cards[0].memory_gib, spec.gpu_memory_utilization, spec.max_model_len)
     port = free_port() if spec.port is None else checked_port(spec.port)
-    target = Target(f"http://{HOST}:{port}", SERVED_NAME, secrets.token_urlsafe(24))
+    target = Target(f"http://{HOST}:{port}", SERVED_NAME, _new_key())
     ours = settings(spec, env)
     line = command(spec, env, port)
     log_path.parent.mkdir(parents=True, exist_ok=True)
     process = _start(line, surroundings(env, ours, target.api_key), log_path)
     server = VllmServer(process, target, log_path, EngineInfo(engine="vllm"))
+    grace_s = STOP_GRACE_S
     try:
         server._gpu_used_before_gib = sum(card.used_gib for card in cards)
         _await(server, start_timeout_s, on_status)
         server._info = _describe(spec, env, model, cards, read_log(server.log()), recorded(line, ours))
         yield server
+    except KeyboardInterrupt as error:
+        grace_s = 0.0 if _asked_twice(error) else STOP_GRACE_S
+        raise
     finally:
-        stop(process)
-        server._client.close()
-        _redact_log(log_path, spec, env, target)
+        try:
+            stop(process, grace_s)
+        finally:
+            server._client.close()
+            _redact_log(log_path, spec, env)
+
+
+def _asked_twice(interrupt: BaseException) -> bool:
+    """Whether it came while an earlier Ctrl-C was being answered."""
+    earlier = interrupt.__context__
+    return earlier is not None and (isinstance(earlier, KeyboardInterrupt) or _asked_twice(earlier))
+
+
+def _new_key() -> str:
+    """With a beginning by which redact() knows it, should a sweep be killed before it has cleaned the engine's log."""
+    key = f"kneebench-{secrets.token_urlsafe(24)}"
+    hide(key)
+    return key
 
 
 def free_port() -> int:
@@ -160,21 +178,22 @@ def _indented(lines: Sequence[str]) -> str:
 def stop(process: subprocess.Popen[bytes], grace_s: float = STOP_GRACE_S) -> None:
     """End the whole process group: SIGTERM, time to release what it holds, then SIGKILL for whatever is left."""
     group = process.pid
-    _signal_group(group, signal.SIGTERM)
     try:
-        process.wait(grace_s)
-    except subprocess.TimeoutExpired:
-        pass
-    except KeyboardInterrupt:  # a second Ctrl-C: whoever asks twice wants it now
+        if grace_s:
+            _signal_group(group, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(grace_s)
+            _await_end(group)
+    finally:  # also of a second Ctrl-C: whoever asks twice wants it now
         _signal_group(group, signal.SIGKILL)
         process.wait()
-        raise
+    _await_end(group)
+
+
+def _await_end(group: int) -> None:
+    """Give what is left of a process group 5 s to end."""
     deadline = time.monotonic() + 5
     while _group_lives(group) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    _signal_group(group, signal.SIGKILL)
-    process.wait()
-    while _group_lives(group) and time.monotonic() < deadline + 5:
         time.sleep(0.05)
 
 
@@ -300,12 +319,15 @@ def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
-def _redact_log(path: Path, spec: ServeSpec, env: EngineEnv, target: Target) -> None:
+def _redact_log(path: Path, spec: ServeSpec, env: EngineEnv) -> None:
     places = {}
     if spec.model.is_dir():
         places[str(spec.model)] = "<model>"
     if (env.python.parent.parent / "pyvenv.cfg").exists():
         places[str(env.python.parent.parent)] = "<engine>"
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(redact(_read(path), secrets=[target.api_key or ""], places=places), encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(redact(_read(path), places), encoding="utf-8")
+        partial.replace(path)
+    except OSError:  # a full disk: that a run cannot be finished is said elsewhere, and its resume cleans the log
+        partial.unlink(missing_ok=True)

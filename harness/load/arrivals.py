@@ -11,8 +11,9 @@ loses between the two is in the figure, as send lag, and never hidden.
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
-import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -69,6 +70,7 @@ class Traffic:
         self._connections: list[Connection] = []
         self._idle: list[Connection] = []
         self._changed = asyncio.Event()
+        self._chores: deque[Callable[[], None]] = deque()
 
     def ask(self, user: int, sequence: int, history: History = NO_HISTORY, arrival: Arrival | None = None) -> Ask:
         """What `user` asks as its `sequence`-th."""
@@ -101,16 +103,14 @@ class Traffic:
             input_tokens_asked=ask.input_tokens, output_tokens_asked=ask.output_tokens,
         )  # fmt: skip
 
-    async def exchange(
-        self, connection: Connection, record: RequestRecord, ask: Ask, meanwhile: Callable[[], None] = lambda: None
-    ) -> Exchange:
+    async def exchange(self, connection: Connection, record: RequestRecord, ask: Ask) -> Exchange:
         """Send it and wait for the end of the answer."""
         scenario = self.job.scenario
         return await connection.exchange(
             self.job.dialect.path, ask.body,
             request_id=f"{record.cell}-a{record.attempt}/{record.user}/{record.sequence}",
             expected_tokens=ask.output_tokens if self.job.dialect.vllm_extras else 0,
-            timeout_s=scenario.request_timeout_s, token_timeout_s=scenario.token_timeout_s, meanwhile=meanwhile,
+            timeout_s=scenario.request_timeout_s, token_timeout_s=scenario.token_timeout_s,
         )  # fmt: skip
 
     def ended(self, record: RequestRecord, exchange: Exchange) -> None:
@@ -118,6 +118,24 @@ class Traffic:
         self._tell(fill(record, exchange))
         del self._in_flight[record.user, record.sequence]
         self._changed.set()
+
+    def later(self, chore: Callable[[], None]) -> None:
+        """Do this when nothing is more urgent: one chore a turn of the loop, so that no answer waits for two."""
+        self._chores.append(chore)
+        if len(self._chores) == 1:
+            asyncio.get_running_loop().call_soon(self._do_chore)
+
+    def finish_chores(self) -> None:
+        """Do what is left of them, now."""
+        while self._chores:
+            self._chores.popleft()()
+
+    def _do_chore(self) -> None:
+        if self._chores:
+            self._chores[0]()
+            self._chores.popleft()
+        if self._chores:
+            asyncio.get_running_loop().call_soon(self._do_chore)
 
     async def drained(self, close_ns: int) -> None:
         """Wait until everything that was meant to begin before `close_ns` has ended."""
@@ -163,26 +181,22 @@ async def _user(user: int, traffic: Traffic) -> None:
     rng = random.Random(f"pace/{scenario.seed}/{job.cell.conc}/{job.cell.repeat}/{user}")
     intended_ns = job.start_ns + int(rng.uniform(0, min(LONGEST_RAMP_S, RAMP_S_PER_USER * job.cell.conc)) * 1e9)
     connection, history, sequence = traffic.connection(), NO_HISTORY, 0
-    ask = following = traffic.ask(user, 0)
-    before: tuple[RequestRecord, Exchange] | None = None
     converses = scenario.turns > 1
+    ask: Ask | None = traffic.ask(user, 0)
 
-    def meanwhile() -> None:
-        # What would stand between an answer and the next question is done while the server works on that question.
-        nonlocal before, following
-        if before is not None:
-            traffic.ended(*before)
-            before = None
-        if not converses:
-            following = traffic.ask(user, sequence + 1)
+    def prepare(number: int) -> None:
+        nonlocal ask
+        ask = traffic.ask(user, number)
 
     await traffic.alarm.until(intended_ns)
     while not traffic.stopping:
-        record = traffic.begin(user, sequence, ask, intended_ns)
-        exchange = await traffic.exchange(connection, record, ask, meanwhile)
-        if before is not None:
-            traffic.ended(*before)
-        before = (record, exchange)
+        asked = ask or traffic.ask(user, sequence, history)
+        record = traffic.begin(user, sequence, asked, intended_ns)
+        if not converses:  # the next question is written while the server works on this one
+            ask = None
+            traffic.later(functools.partial(prepare, sequence + 1))
+        exchange = await traffic.exchange(connection, record, asked)
+        traffic.later(functools.partial(traffic.ended, record, exchange))
         sequence += 1
         intended_ns = exchange.end_ns
         if exchange.error is not None:
@@ -190,20 +204,12 @@ async def _user(user: int, traffic: Traffic) -> None:
         if scenario.think_s:
             intended_ns += int(rng.expovariate(1 / scenario.think_s) * 1e9)
         if converses:
-            reader = exchange.reader
             goes_on = sequence % scenario.turns and exchange.error is None
-            history = extended(history, ask, reader.token_ids, "".join(reader.text)) if goes_on else NO_HISTORY
+            reader = exchange.reader
+            history = extended(history, asked, reader.token_ids, "".join(reader.text)) if goes_on else NO_HISTORY
             sequence = sequence if goes_on else -(-sequence // scenario.turns) * scenario.turns
-            following = traffic.ask(user, sequence, history)
-        elif exchange.error is not None:
-            following = traffic.ask(user, sequence)  # it may have failed before `meanwhile` was called
-        ask = following
-        if intended_ns > time.time_ns():
-            traffic.ended(*before)
-            before = None
-            await traffic.alarm.until(intended_ns)
-    if before is not None:
-        traffic.ended(*before)
+            ask = traffic.ask(user, sequence, history)
+        await traffic.alarm.until(intended_ns)
 
 
 async def _open_loop(traffic: Traffic) -> None:
@@ -213,7 +219,7 @@ async def _open_loop(traffic: Traffic) -> None:
         connection = traffic.connection()
         exchange = await traffic.exchange(connection, record, ask)
         traffic.release(connection)
-        traffic.ended(record, exchange)
+        traffic.later(functools.partial(traffic.ended, record, exchange))
 
     async with asyncio.TaskGroup() as group:
         for number, arrival in enumerate(arrivals(job.scenario, job.cell, job.trace)):

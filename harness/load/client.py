@@ -24,7 +24,6 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,7 +31,7 @@ import httptools
 import msgspec
 
 from harness.engines.address import Address
-from harness.load.poller import PERIOD_S, Poller
+from harness.load.poller import LEAST_GAP_NS, Poller
 from harness.records import RequestRecord
 
 SO_TIMESTAMPNS = 35  # asm-generic/socket.h; Python's socket module has no name for it
@@ -45,8 +44,6 @@ _BATCH = 16
 """Reads of one answer that are parsed together: the kernel has stamped them, and a warm parser costs a third."""
 _LAST_READS = 3
 """Reads before the expected end that the event loop takes itself: the next question waits for the last one."""
-_PATIENT_GAP_NS = 4 * int(PERIOD_S * 1e9)
-"""Chunks that are further apart than this on average seldom meet in one read of the poller."""
 _MAX_EVENT_BYTES = 16 << 20
 """A single event larger than this is no token stream: refuse it before memory does."""
 
@@ -287,20 +284,17 @@ class Connection:
         expected_tokens: int = 0,
         timeout_s: float = 300.0,
         token_timeout_s: float = 60.0,
-        meanwhile: Callable[[], None] = lambda: None,
     ) -> Exchange:
         """Send `body`, read the stream to its end. Never raises for what a server can do: the Exchange says it.
 
         `expected_tokens` is how many will come (0: nobody knows); it lets bytes wait that are not the last ones.
-        `timeout_s` bounds the whole, `token_timeout_s` the silence after the first token. `meanwhile` is called once,
-        when the request has left: work that would otherwise stand between two requests of a user.
+        `timeout_s` bounds the whole, `token_timeout_s` the silence after the first token.
         """
         self._exchange = done = Exchange(ResponseReader())
         deadline_ns = time.time_ns() + int(timeout_s * 1e9)
         own = f"X-Request-Id: {request_id}\r\n" if request_id else ""
         head = f"POST {self._address.prefix}{path} {self._common_head}{own}Content-Length: {len(body)}\r\n\r\n"
         data = head.encode("latin-1") + body
-        called = False
         for again in (True, False):
             used_before = self._sock is not None
             stage = "connect"
@@ -313,9 +307,6 @@ class Connection:
                     self._finished = asyncio.get_running_loop().create_future()
                     done.sent_ns = time.time_ns()
                     await self._send(data)
-                if not called:
-                    called = True
-                    meanwhile()
                 stage = "answer"
                 await self._answered(done.reader, self._finished, deadline_ns, token_timeout_s)
                 break
@@ -452,10 +443,10 @@ class Connection:
             return
         gap_ns = (reader.stamps[-1] - reader.stamps[0]) / (chunks - 1)
         self._reads_left = (self._expected_tokens - sum(reader.tokens)) // max(reader.tokens) - _LAST_READS
-        patient = gap_ns >= _PATIENT_GAP_NS and self._reads_left > 0
+        patient = gap_ns >= LEAST_GAP_NS and self._reads_left > 0
         if patient and not self._patient:
             asyncio.get_running_loop().remove_reader(self._sock)
-            self._poller.add(self._sock.fileno(), self._on_readable)
+            self._poller.add(self._sock.fileno(), self._on_readable, gap_ns)
             self._patient = True
         elif not patient:
             self._be_prompt()

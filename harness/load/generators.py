@@ -6,6 +6,7 @@ stamp with the same machine's CLOCK_REALTIME, so their records merge by being pu
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import selectors
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.engines import Target
@@ -25,6 +26,7 @@ from harness.load.schedule import Arrival
 from harness.load.window import Window
 from harness.load.workload import Dialect
 from harness.records import Cell, RequestRecord, Scenario
+from harness.redact import redact
 
 USERS_PER_GENERATOR = 512
 _HEADSTART_S = 0.1
@@ -107,6 +109,7 @@ class _Cell:
 
     def __init__(self, workers: Sequence[_Worker], window: Window, on_record: Callable[[RequestRecord], None]) -> None:
         self._workers, self._window, self._on_record = workers, window, on_record
+        self._clean = functools.lru_cache(256)(redact)
         self._records: list[RequestRecord] = []
         self._done: list[Done] = []
         self._drained = self._exhausted = 0
@@ -140,6 +143,9 @@ class _Cell:
     def _take(self, message: Any) -> None:
         now_ns = time.time_ns()
         if isinstance(message, RequestRecord):
+            if message.error_detail is not None:
+                # A server's words, and its echo of ours: no key, address or path of them goes to the disk.
+                message = replace(message, error_detail=self._clean(message.error_detail))
             record = self._window.take(message, now_ns)
             self._records.append(record)
             self._on_record(record)
@@ -178,9 +184,14 @@ class _Worker:
     """One generator process."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "harness.load.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-        )
+        command = [sys.executable, "-m", "harness.load.worker"]
+        try:
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        except OSError as error:
+            raise RunError(
+                f"a load generator cannot be started: {error.strerror}",
+                remedy="see whether memory or processes have run out, then go on with --resume",
+            ) from error
         assert self.process.stdout is not None and self.process.stdin is not None
         self.stdout = self.process.stdout
         self._stdin = self.process.stdin

@@ -67,6 +67,7 @@ async def _serve() -> None:
         if isinstance(job, Job):
             outbox.tell(await _run(job, commands, outbox.tell))
             outbox.flush()
+            gc.collect()
 
 
 async def _run(job: Job, commands: asyncio.Queue[Any], tell: Callable[[Any], None]) -> Done | Failed:
@@ -96,6 +97,7 @@ async def _run(job: Job, commands: asyncio.Queue[Any], tell: Callable[[Any], Non
             helper.cancel()
         alarm.close()
         await load
+        traffic.finish_chores()
     except Exception:
         return Failed(traceback.format_exc())
     finally:
@@ -146,7 +148,7 @@ def main() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _allow_many_sockets()
-    gc.freeze()  # what was imported is never garbage: each collection is shorter by that
+    gc.disable()  # a collection in the middle of a cell would be lag; there is one after each
     uvloop.run(_serve())
 
 
