@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import platform
 import shutil
@@ -32,7 +33,7 @@ from typing import Any
 import numpy as np
 import psutil
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from harness import __version__
 from harness.analysis import metrics
@@ -461,9 +462,9 @@ def table(rows: Sequence[Row]) -> str:
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Four panels on log scales; each run is a point, lines join the medians."""
     panels = (
-        ("ttft_p50_error_ms", "TTFT p50: error, ms"),
-        ("ttft_p99_error_ms", "TTFT p99: error, ms"),
-        ("itl_p99_error_ms", "ITL p99: error, ms"),
+        ("ttft_p50_error_ms", "TTFT p50: |error|, ms"),
+        ("ttft_p99_error_ms", "TTFT p99: |error|, ms"),
+        ("itl_p99_error_ms", "ITL p99: |error|, ms"),
         ("cpu_us_per_token", "client CPU, µs a token"),
     )
     figure = Figure(figsize=(9, 6.6), layout="constrained")
@@ -486,6 +487,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axes.xaxis.set(major_locator=FixedLocator(streams), minor_locator=NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        low, high = axes.get_ylim()
+        axes.set_ylim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))  # whole decades have labels
         axes.grid(color="#E6E6E6")
         axes.spines[["top", "right"]].set_visible(False)
         if number >= 2:
@@ -510,7 +514,8 @@ def write(rows: Sequence[Row], out: Path, docs: Path | None) -> None:
         _, found, after = rest.partition(END)
         if not found:
             raise SystemExit(f"{docs}: no place marked {BEGIN} ... {END} for the table")
-        docs.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        figure = "![Errors of four clients and their CPU, over the number of streams](figures/clock.svg)"
+        docs.write_text(f"{before}{BEGIN}\n{text}\n\n{figure}\n{END}{after}")
         (docs.parent / "figures").mkdir(exist_ok=True)
         draw(rows, docs.parent / "figures" / "clock.svg")
 

@@ -33,7 +33,7 @@ from harness.telemetry.sampler import GpuSampler
 from harness.telemetry.watch import EngineWatch, Seen
 
 DYING_S = 10.0
-"""How long an engine that fails every request is watched: its last words are worth more than "connection refused"."""
+"""How long an engine of ours that fails every request is watched: its last words say more than "connection refused"."""
 ATTEMPTS = 2
 """How often a cell is begun in one go: an engine that died is started once more, and the cell is marked."""
 
@@ -269,7 +269,7 @@ class _Run:
         failure = EngineError(f"cell {cell.key}: {load.gave_up}") if load.gave_up else None
         died = False
         try:
-            _check(engine, patience_s=DYING_S if load.gave_up else 0.0)
+            _check(engine, patience_s=DYING_S if load.gave_up and plan.restarts else 0.0)
         except EngineError as error:
             failure, died = error, True
         point = make_point(cell, plan, shared, variant, service, load, watch.seen(), sampler.samples if sampler else ())

@@ -116,7 +116,7 @@ def test_a_server_that_does_nothing_wrong_is_reproached_nothing(truth: Truth, me
 
 # --- what the server does ---------------------------------------------------------------------------------------------
 
-TIMES_3 = replace(SHORT, requests=60, min_window_s=1.5, output_tokens=8)
+SLOWING = replace(SHORT, requests=60, min_window_s=1.5, output_tokens=8)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_prompts_as_text_have_no_exact_length(truth: Truth, measure: Measure) ->
 
 def test_a_server_that_slows_down_is_drifting(truth: Truth, measure: Measure) -> None:
     """Its gap of 3 ms grows by 300 % a second: from the first to the second half of 1.5 s it more than doubles."""
-    point, _ = measure(truth("--ttft-ms", "5", "--gap-ms", "3", "--gap-growth", "3"), TIMES_3)
+    point, _ = measure(truth("--ttft-ms", "5", "--gap-ms", "3", "--gap-growth", "3"), SLOWING)
     assert point.requests >= 60
     assert "drifting" in point.verdict_reasons
 
@@ -471,8 +471,10 @@ def test_an_engine_that_dies_twice_ends_its_session_and_not_the_sweep(tmp_path: 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_warm_prefix_cache_of_real_vllm(serving: Callable[[ServeSpec], VllmServer], shared: Generators) -> None:
-    """Prompts of 300 tokens hold whole blocks of the cache. Asked again under another salt they find nothing in it,
-    asked again under the same one they find all but their last block: the counters tell, and so does the verdict."""
+    """The same prompts of 300 tokens, asked under another salt, find nothing in the cache.
+
+    Under the same salt, on purpose, they find each whole block again: 256 tokens on a CPU, whose blocks have 128.
+    """
     engine = serving(ServeSpec(resolve("demo").path, "bf16", max_model_len=512, max_num_seqs=16, kv_cache_gib=0.25))
     scenario = replace(SHORT, input_tokens=300, length_jitter=0.1, requests=24)
     dialect = probe(engine.target)

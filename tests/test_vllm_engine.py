@@ -72,6 +72,13 @@ def test_cuda_log() -> None:
     )
 
 
+def test_a_layer_that_fell_back_decides_what_the_kernel_is() -> None:
+    """vLLM 0.32 warns so (auto_awq.py) for a layer that Marlin does not take; the row is then a slow_kernel."""
+    log = (DATA / "vllm_cuda.log").read_text()
+    fell = log + "WARNING 11-20 20:00:00 [auto_awq.py:326] Layer 'x' is not supported by AWQMarlin. "
+    assert read_log(fell + "Falling back to unoptimized AWQ kernels.\n").kernel == "unoptimized AWQ"
+
+
 def test_empty_log_knows_nothing() -> None:
     assert read_log("") == LogFacts()
 

@@ -29,7 +29,7 @@ from harness.engines.vllm_command import HOST, SERVED_NAME, command, recorded, s
 from harness.engines.vllm_log import LogFacts, last_error, read_log, stage
 from harness.errors import EngineError, InputError
 from harness.models import GIB, Model, check_fits, weight_bytes
-from harness.redact import hide, redact, without_keys
+from harness.redact import redact, without_keys
 from harness.telemetry import gpu, host, prometheus
 
 START_TIMEOUT_S = 1800.0
@@ -99,7 +99,8 @@ def serve(
     if cards:
         check_fits(model, cards[0].name, cards[0].memory_gib, spec.gpu_memory_utilization, spec.max_model_len)
     port = free_port() if spec.port is None else checked_port(spec.port)
-    target = Target(f"http://{HOST}:{port}", SERVED_NAME, _new_key())
+    # redact() knows a key with this beginning, even when a killed sweep has left it in the engine's log.
+    target = Target(f"http://{HOST}:{port}", SERVED_NAME, f"kneebench-{secrets.token_urlsafe(24)}")
     ours = settings(spec, env)
     line = command(spec, env, port)
     log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,13 +127,6 @@ def _asked_twice(interrupt: BaseException) -> bool:
     """Whether it came while an earlier Ctrl-C was being answered."""
     earlier = interrupt.__context__
     return earlier is not None and (isinstance(earlier, KeyboardInterrupt) or _asked_twice(earlier))
-
-
-def _new_key() -> str:
-    """With a beginning by which redact() knows it, should a sweep be killed before it has cleaned the engine's log."""
-    key = f"kneebench-{secrets.token_urlsafe(24)}"
-    hide(key)
-    return key
 
 
 def free_port() -> int:

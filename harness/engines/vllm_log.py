@@ -36,7 +36,8 @@ _FACTS = {
 def read_log(text: str) -> LogFacts:
     """Read vLLM's start-up log.
 
-    It names the kernel of quantized layers only. For the others it says dtype and quantization=None, and that is what
+    It names the kernel of quantized layers only, and a layer that no fast kernel takes by a warning; that one decides
+    the speed, so it is what `kernel` says then. For the others it says dtype and quantization=None, and that is what
     `kernel` then says: "unquantized bfloat16". Which matrix library multiplies is not in the log.
     """
     found = {name: match[1] for name, pattern in _FACTS.items() if (match := re.search(pattern, text))}
@@ -44,6 +45,8 @@ def read_log(text: str) -> LogFacts:
     plain = re.search(r"dtype=torch\.(\w+),.*?\bquantization=None", text)
     if kernel is None and plain:
         kernel = f"unquantized {plain[1]}"
+    if "Falling back to unoptimized AWQ kernels" in text:
+        kernel = "unoptimized AWQ"
 
     def number(name: str) -> float | None:
         return float(found[name].replace(",", "")) if name in found else None

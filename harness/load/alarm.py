@@ -27,6 +27,7 @@ class Alarm:
         self._loop = asyncio.get_running_loop()
         self._sleepers: list[tuple[int, int, asyncio.Future[None]]] = []
         self._order = itertools.count()
+        self._closed = False
         self._libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
         self._fd = self._libc.timerfd_create(_CLOCK_REALTIME, _NONBLOCK_CLOEXEC) if self._libc else -1
         if self._fd >= 0:
@@ -34,6 +35,7 @@ class Alarm:
 
     def close(self) -> None:
         """Wake whoever still sleeps, and release the timer."""
+        self._closed = True
         for _, _, sleeper in self._sleepers:
             if not sleeper.done():
                 sleeper.set_result(None)
@@ -44,8 +46,8 @@ class Alarm:
             self._fd = -1
 
     async def until(self, at_ns: int) -> None:
-        """Sleep until CLOCK_REALTIME reads `at_ns`; not at all when it does already."""
-        if at_ns <= time.time_ns():
+        """Sleep until CLOCK_REALTIME reads `at_ns`; not at all when it does already, or when nobody rings any more."""
+        if self._closed or at_ns <= time.time_ns():
             return
         sleeper = self._loop.create_future()
         heapq.heappush(self._sleepers, (at_ns, next(self._order), sleeper))

@@ -197,6 +197,8 @@ async def _user(user: int, traffic: Traffic) -> None:
             traffic.later(functools.partial(prepare, sequence + 1))
         exchange = await traffic.exchange(connection, record, asked)
         traffic.later(functools.partial(traffic.ended, record, exchange))
+        if traffic.stopping:
+            break
         sequence += 1
         intended_ns = exchange.end_ns
         if exchange.error is not None:

@@ -55,7 +55,7 @@ _TURN_SOCKETS = 4
 _PIECE_NS = 1_000_000
 _STALL_NS = 3600 * 10**9
 _SHORTEST_SLEEP_S = 100e-6
-"""Going to sleep and waking up cost 30 us of CPU (measured on a virtual machine): what is due sooner than this waits for its neighbours."""
+"""What is due sooner than this waits for its neighbours: a sleep cost 30 us of CPU on a virtual machine."""
 _IDLE_S = 0.001
 """The log is written when nothing is due for this long."""
 

@@ -50,6 +50,8 @@ async def _serve() -> None:
     loop = asyncio.get_running_loop()
     transport, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(1, "wb", buffering=0))
     outbox = _Outbox(transport)
+    # A callback that raises would otherwise only be logged, and what it was to do would be waited for without end.
+    loop.set_exception_handler(lambda _, context: outbox.tell(Failed(_told(context))))
     commands: asyncio.Queue[Any] = asyncio.Queue()
     inbox = Inbox()
 
@@ -108,6 +110,11 @@ async def _run(job: Job, commands: asyncio.Queue[Any], tell: Callable[[Any], Non
         poller.close()
     step_ms = (_clock_offset_ns() - offset_ns) / 1e6
     return Done(tuple(lags_ms), time.process_time() - cpu_s, step_ms)
+
+
+def _told(context: dict[str, Any]) -> str:
+    error = context.get("exception")
+    return "".join(traceback.format_exception(error)) if error else str(context.get("message"))
 
 
 def _failed(task: asyncio.Task[None]) -> bool:

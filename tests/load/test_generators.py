@@ -160,6 +160,13 @@ def test_a_generator_that_dies_is_an_error_and_the_others_end(truth: Truth) -> N
             os.kill(pid, 0)
 
 
+def test_a_defect_inside_a_generator_is_told_and_does_not_hang(truth: Truth, generators: Generators) -> None:
+    """A dataset without prompts cannot be: the question cannot be written, and the parent hears why."""
+    target = Target(truth("--ttft-ms", "2", "--gap-ms", "1"), "truth")
+    with pytest.raises(RunError, match="prompts come from a dataset"):
+        generators.run(Cell("x", 2), replace(SHORT, dataset="given"), IDS, target)
+
+
 @pytest.mark.parametrize(("conc", "cores", "expected"), [(0, 2, 1), (1, 2, 1), (512, 8, 1), (513, 8, 2), (4096, 2, 2)])
 def test_processes_for(conc: int, cores: int, expected: int) -> None:
     assert processes_for(conc, cores) == expected
