@@ -59,7 +59,7 @@ class Traffic:
         self.job = job
         self.alarm = alarm
         self._poller = poller
-        self.stopping = False
+        self._stopping = False
         self.next_ns: int | None = None
         """When the next arrival of an open loop is due; None: none is to come."""
         self.overloaded = asyncio.Event()
@@ -152,9 +152,13 @@ class Traffic:
         if next_ns is None:
             self.exhausted.set()
 
+    def stopped(self) -> bool:
+        """Whether nothing more is to begin."""
+        return self._stopping
+
     def stop(self) -> None:
         """Begin nothing more, and end what is in flight."""
-        self.stopping = True
+        self._stopping = True
         for connection in self._connections:
             connection.cut()
 
@@ -189,7 +193,7 @@ async def _user(user: int, traffic: Traffic) -> None:
         ask = traffic.ask(user, number)
 
     await traffic.alarm.until(intended_ns)
-    while not traffic.stopping:
+    while not traffic.stopped():
         asked = ask or traffic.ask(user, sequence, history)
         record = traffic.begin(user, sequence, asked, intended_ns)
         if not converses:  # the next question is written while the server works on this one
@@ -197,7 +201,7 @@ async def _user(user: int, traffic: Traffic) -> None:
             traffic.later(functools.partial(prepare, sequence + 1))
         exchange = await traffic.exchange(connection, record, asked)
         traffic.later(functools.partial(traffic.ended, record, exchange))
-        if traffic.stopping:
+        if traffic.stopped():
             break
         sequence += 1
         intended_ns = exchange.end_ns
@@ -231,7 +235,7 @@ async def _open_loop(traffic: Traffic) -> None:
             ask = traffic.ask(number, 0, arrival=arrival)
             traffic.dispatched(intended_ns)
             await traffic.alarm.until(intended_ns)
-            if traffic.stopping:
+            if traffic.stopped():
                 break
             # Counted before `next_ns` moves on, so that it is never missing from what has still to end.
             group.create_task(one(traffic.begin(number, 0, ask, intended_ns), ask))

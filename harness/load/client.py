@@ -39,7 +39,7 @@ _TIMESPEC = struct.Struct("@qq")
 _Stamp = int | list[tuple[int, int, bytes]]
 """Our own time in ns, or the ancillary data of a recvmsg."""
 _ANCILLARY_BYTES = socket.CMSG_SPACE(_TIMESPEC.size) if hasattr(socket, "CMSG_SPACE") else 0
-_READ_BYTES = 1 << 14
+_READ_BYTES = 1 << 12
 _BATCH = 16
 """Reads of one answer that are parsed together: the kernel has stamped them, and a warm parser costs a third."""
 _LAST_READS = 3
@@ -163,10 +163,11 @@ class ResponseReader:
     def _take_lines(self) -> None:
         # Cut at LF only: a CR before it is stripped, and a lone CR as line end is something no JSON stream sends.
         *lines, self._pending = self._pending.split(b"\n")
-        for raw in lines:
-            line = raw.removesuffix(b"\r")
+        for line in lines:
+            if line.endswith(b"\r"):
+                line = line[:-1]
             if line.startswith(b"data:"):
-                self._event.append(line[5:].removeprefix(b" "))
+                self._event.append(line[6:] if line.startswith(b"data: ") else line[5:])
             elif not line and self._event:
                 event = self._event[0] if len(self._event) == 1 else b"\n".join(self._event)
                 self._event.clear()
@@ -390,8 +391,12 @@ class Connection:
         sock = self._sock
         if sock is None:
             return
+        stamp: _Stamp
         try:
-            data, stamp = _receive(sock)
+            if _ANCILLARY_BYTES:
+                data, stamp, _, _ = sock.recvmsg(_READ_BYTES, _ANCILLARY_BYTES)
+            else:
+                data, stamp = sock.recv(_READ_BYTES), 0
         except (BlockingIOError, InterruptedError):
             return
         except OSError as problem:
@@ -401,7 +406,7 @@ class Connection:
         if self._finished is None or self._finished.done():
             self.close()  # the server closed an idle connection, or speaks unasked: the next request gets a new one
             return
-        self._unread.append((data, stamp))
+        self._unread.append((data, stamp or time.time_ns()))
         self._reads_left -= 1
         # An answer's last bytes are an empty line, whatever they were cut into; before them nobody waits for the parse.
         if len(self._unread) >= self._batch or len(data) < 4 or data.endswith(b"\r\n\r\n") or not self._reads_left:
@@ -489,14 +494,6 @@ def _ask_for_stamps(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
     except OSError:
         pass  # its reads then come without a stamp, and the record says so
-
-
-def _receive(sock: socket.socket) -> tuple[bytes, _Stamp]:
-    """Bytes, and what tells when the last segment of them came: the kernel's word, still packed, or our own time."""
-    if not _ANCILLARY_BYTES:
-        return sock.recv(_READ_BYTES), time.time_ns()
-    data, ancillary, _, _ = sock.recvmsg(_READ_BYTES, _ANCILLARY_BYTES)
-    return data, ancillary or time.time_ns()
 
 
 def _kernel_ns(stamp: _Stamp) -> int | None:

@@ -31,7 +31,7 @@ from harness.redact import redact
 USERS_PER_GENERATOR = 512
 _HEADSTART_S = 0.1
 """Jobs are handed out this long before their common start."""
-_TICK_S = 0.05
+_TICK_S = 0.1
 _GRACE_S = 5.0
 
 

@@ -42,7 +42,7 @@ class Done:
     """From a generator: the job is over."""
 
     lags_ms: tuple[float, ...]
-    """How late the event loop woke up, each 20 ms."""
+    """How late the event loop woke up, each 50 ms."""
     cpu_s: float
     clock_step_ms: float
     """How far CLOCK_REALTIME was set against CLOCK_MONOTONIC meanwhile."""

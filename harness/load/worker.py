@@ -24,8 +24,8 @@ from harness.load.arrivals import Job, Traffic, make_load
 from harness.load.messages import Close, Done, Drained, Exhausted, Failed, Inbox, Overloaded, Stop, packed
 from harness.load.poller import Poller
 
-LAG_PERIOD_NS = 20_000_000
-_FLUSH_S = 0.02
+LAG_PERIOD_NS = 50_000_000
+_FLUSH_S = 0.1
 
 
 class _Outbox:
