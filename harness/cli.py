@@ -11,6 +11,7 @@ import typer
 
 from harness import __version__
 from harness.errors import InputError, KneebenchError
+from harness.redact import without_keys
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +35,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except KneebenchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {without_keys(str(error))}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED

@@ -260,17 +260,17 @@ def _check_unchanged(
                 f"--resume: the file of the scenario's {name.partition('_')[0]} has changed since the run was begun",
                 remedy="restore it, or run the sweep anew",
             )
-    digests = {variant.precision: variant.checkpoint_sha256 for variant in variants}
+    for variant in variants if begun else ():
+        if begun.get("checkpoint_sha256", {}).get(variant.precision) != variant.checkpoint_sha256:
+            raise InputError(
+                f"--resume: the {variant.precision} checkpoint is not the one that the run was begun with",
+                remedy="restore it, or run the sweep anew",
+            )
     for row in directory.done:
         if row.engine_version != engine_version:
             raise InputError(
                 f"--resume: the run was begun with engine version {row.engine_version}, this is {engine_version}",
                 remedy="install that version again, or run the sweep anew",
-            )
-        if row.checkpoint_sha256 != digests.get(row.precision):
-            raise InputError(
-                f"--resume: the {row.precision} checkpoint is not the one that the run was begun with",
-                remedy="run the sweep anew",
             )
 
 

@@ -346,6 +346,8 @@ class Environment:
     started_at: str
 
 
+csv.field_size_limit(1 << 30)  # the chunk times of one long answer are a cell of more than the 128 KiB that csv allows
+
 Record = TypeVar("Record")
 
 
@@ -379,6 +381,8 @@ def _write_cell(name: str, value: Any) -> str:
             raise RecordError(f"{name} is {value}, which is no figure", remedy="write a missing figure as None")
         return repr(value)
     if isinstance(value, tuple):
+        if value and type(value[0]) is int:  # hundreds of them in each request, beside a measurement
+            return ";".join(map(str, value))
         return ";".join(_write_cell(name, item) for item in value)
     return str(value)
 

@@ -193,6 +193,8 @@ def writing() -> Iterator[None]:
     """A disk that takes no more becomes a RunError that says what to do."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # that was the terminal
     except OSError as error:
         raise RunError(
             f"the run directory cannot be written: {error.strerror or error}; all rows before that are on disk",

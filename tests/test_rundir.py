@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,14 @@ def test_a_row_that_was_torn_is_measured_again(begun: Path, written: int) -> Non
     assert [r.attempt for r in read_table(begun / "requests.csv", RequestRecord)] == [1, 1, 2]
 
 
+def test_answers_of_any_length_can_be_read_back(begun: Path) -> None:
+    """The times of 30,000 chunks are a cell longer than Python's csv takes unless it is told to."""
+    with RunDirectory(begun, resume=True) as directory:
+        directory.add_request(replace(request("bf16-c8-r1"), chunk_us=tuple(range(1_000_000, 1_030_000))))
+        assert directory.attempts()["bf16-c8-r1"] == 1
+    assert len(read_table(begun / "requests.csv", RequestRecord)[-1].chunk_us) == 30_000
+
+
 def test_gpu_samples_count_as_an_attempt_too(begun: Path) -> None:
     """A sweep killed before a cell's first request had ended has left samples of the card, and they have a number."""
     with RunDirectory(begun, resume=True) as directory:
@@ -270,3 +279,6 @@ def test_a_failure_to_write_is_one_that_the_user_understands() -> None:
         with writing():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert caught.value.exit_code == 1
+    with pytest.raises(BrokenPipeError):  # `bench sweep | head`
+        with writing():
+            raise BrokenPipeError

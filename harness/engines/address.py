@@ -28,13 +28,13 @@ class Address:
             port = parts.port
         except ValueError as error:
             raise InputError(f"--endpoint {url!r}: {error}", allowed=_FORMS) from error
-        if parts.username or parts.password:
-            raise InputError(
-                "--endpoint: the URL holds a user name or password",
-                allowed="a URL without credentials",
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise InputError(  # without the URL: what it holds may be a key
+                "--endpoint: the URL holds a user name, a password, a query or a fragment",
+                allowed=f"a URL without credentials, {_FORMS}",
                 remedy="put the API key into the environment variable KNEEBENCH_API_KEY",
             )
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"--endpoint {url!r} is no server's address", allowed=_FORMS)
         tls = parts.scheme == "https"
         prefix = parts.path.rstrip("/").removesuffix("/v1")

@@ -61,7 +61,7 @@ def attach(url: str, model: str | None = None) -> Iterator[Endpoint]:
     """Check that the server answers and knows the model, and yield it. `model` None: the only one that it offers."""
     address = Address.parse(url)
     base_url = address.base_url
-    api_key = next((os.environ[name] for name in API_KEY_VARIABLES if os.environ.get(name)), None)
+    api_key = _api_key()
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     loopback = address.host in ("127.0.0.1", "localhost", "::1")
     with httpx.Client(base_url=base_url, headers=headers, timeout=10.0, trust_env=not loopback) as client:
@@ -69,6 +69,21 @@ def attach(url: str, model: str | None = None) -> Iterator[Endpoint]:
         served = _choose(base_url, model, offered)
         info = EngineInfo(engine="endpoint", engine_version=_version(client), source="endpoint")
         yield Endpoint(Target(base_url, served, api_key), info, client)
+
+
+def _api_key() -> str | None:
+    """The key from the environment, without the line end that a file gives it. Raises InputError for no key."""
+    for name in API_KEY_VARIABLES:
+        key = os.environ.get(name, "").strip()
+        if key and not (key.isascii() and key.isprintable()):
+            raise InputError(
+                f"{name} holds characters that an HTTP header cannot carry",
+                allowed="printable ASCII",
+                remedy="set it again, to the key alone",
+            )
+        if key:
+            return key
+    return None
 
 
 def _offered(client: httpx.Client, base_url: str) -> list[str]:
