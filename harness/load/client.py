@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import json
 import socket
 import ssl
@@ -446,7 +447,9 @@ class Connection:
         chunks = len(reader.stamps)
         if self._poller is None or self._sock is None or chunks < 3:
             return
-        gap_ns = (reader.stamps[-1] - reader.stamps[0]) / (chunks - 1)
+        # The shortest of late, not the mean: behind somebody's long prefill an engine's steps come fast again.
+        late = reader.stamps[-_BATCH - 1 :]
+        gap_ns = min(after - before for before, after in itertools.pairwise(late))
         self._reads_left = (self._expected_tokens - sum(reader.tokens)) // max(reader.tokens) - _LAST_READS
         patient = gap_ns >= LEAST_GAP_NS and self._reads_left > 0
         if patient and not self._patient:

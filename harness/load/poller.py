@@ -11,7 +11,7 @@ import asyncio
 import select
 from collections.abc import Callable
 
-LOOKS_A_GAP = 4
+LOOKS_A_GAP = 3
 """Looks between two chunks of a stream: the more, the fewer chunks meet in one read (which blurs their stamps)."""
 LEAST_GAP_NS = 5_000_000
 """Chunks that come closer than this are not worth it: the loop's timers are whole milliseconds."""
@@ -26,12 +26,12 @@ class Poller:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
-        self._watched: dict[int, tuple[Callable[[], None], float]] = {}
+        self._watched: dict[int, tuple[Callable[[], None], int]] = {}
         self._period_s = 0.0
         self._timer: asyncio.Handle | None = None
 
-    def add(self, fd: int, on_readable: Callable[[], None], gap_ns: float) -> None:
-        """Watch a socket on which chunks come `gap_ns` apart."""
+    def add(self, fd: int, on_readable: Callable[[], None], gap_ns: int) -> None:
+        """Watch a socket on which chunks come `gap_ns` apart or more."""
         self._epoll.register(fd, select.EPOLLIN)
         self._watched[fd] = (on_readable, gap_ns)
         self._period_s = min(gap for _, gap in self._watched.values()) / LOOKS_A_GAP / 1e9
