@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,3 +77,20 @@ def test_the_wheel_holds_two_packages_and_the_scenarios(tmp_path: Path) -> None:
         assert f"harness/_scenarios/{needed}" in names
     assert "harness/report/templates/capacity.md.j2" in names
     assert "harness/engines/permit/sitecustomize.py" in names
+
+
+@pytest.mark.parametrize("package", ["harness", "quantize"])
+def test_what_is_imported_is_declared(package: str) -> None:
+    """A package that is here because somebody installed it by hand is not there on a fresh machine."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + (extras["quantize"] if package == "quantize" else [])
+    declared = {re.split(r"[^\w.-]", item)[0].lower().replace("_", "-") for item in wanted}
+    distributions = importlib.metadata.packages_distributions()
+    missing = set()
+    for path in sources(package):
+        for name in set(imported(path)) - sys.stdlib_module_names - {"harness", "quantize"}:
+            names = {item.lower().replace("_", "-") for item in distributions.get(name, [name])}
+            if not names & declared:
+                missing.add(f"{name} ({path.relative_to(ROOT)})")
+    assert not missing
