@@ -34,6 +34,7 @@ lint: venv
 
 bench: venv
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/clock.py
 
 venv: $(BIN)/.ready
 

@@ -19,6 +19,7 @@ import os
 import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -346,8 +347,6 @@ class Environment:
     started_at: str
 
 
-csv.field_size_limit(1 << 30)  # the chunk times of one long answer are a cell of more than the 128 KiB that csv allows
-
 Record = TypeVar("Record")
 
 
@@ -471,7 +470,18 @@ def cut_torn_line(path: Path) -> None:
 
 def read_table(path: Path, record_type: type[Record]) -> list[Record]:
     """Read a table back. Raises RecordError naming file, line and column for anything that does not fit."""
-    return list(_read_rows(path, record_type))
+    with long_cells():
+        return list(_read_rows(path, record_type))
+
+
+@contextmanager
+def long_cells() -> Iterator[None]:
+    """Read tables of ours: the chunk times of one long answer are a cell of more than the 128 KiB that csv allows."""
+    before = csv.field_size_limit(1 << 30)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _read_rows(path: Path, record_type: type[Record]) -> Iterator[Record]:

@@ -41,6 +41,7 @@ from harness.records import (
     SweepPoint,
     TableWriter,
     cut_torn_line,
+    long_cells,
     read_table,
     write_table,
 )
@@ -127,7 +128,7 @@ class RunDirectory:
             if not path.exists():
                 continue
             TableWriter(path, record_type).close()  # sees that it has these columns, and cuts a torn line
-            with path.open(encoding="utf-8", newline="") as file:
+            with long_cells(), path.open(encoding="utf-8", newline="") as file:
                 for row in csv.DictReader(file):
                     highest[row["cell"]] = max(highest.get(row["cell"], 0), int(row["attempt"]))
         return highest
