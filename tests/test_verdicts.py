@@ -196,10 +196,10 @@ def test_a_stalled_stream_is_an_error_and_not_a_very_slow_answer(truth: Truth, m
 
 
 def test_a_server_that_fails_everything_ends_the_cell(truth: Truth, measure: Measure) -> None:
-    """26 failures in a row with 8 users, who have warmed up by then as well as they could."""
+    """26 failures in a row. Whether the window had opened by then is a matter of ms: errors may be counted or not."""
     point, load = measure(truth(*FAST, "--error-after", "0"))
     assert load.gave_up is not None and "stream_error" in load.gave_up and len(load.records) < 60
-    assert point.verdict == "invalid" and {"gave_up", "errors", "too_few_samples"} <= told(point)
+    assert point.verdict == "invalid" and {"gave_up", "too_few_samples"} <= told(point)
 
 
 def test_a_window_that_never_opens(truth: Truth, measure: Measure) -> None:
