@@ -43,7 +43,7 @@ _ANCILLARY_BYTES = socket.CMSG_SPACE(_TIMESPEC.size) if hasattr(socket, "CMSG_SP
 _READ_BYTES = 1 << 12
 _BATCH = 16
 """Reads of one answer that are parsed together: the kernel has stamped them, and a warm parser costs a third."""
-_LAST_READS = 3
+_LAST_READS = 2
 """Reads before the expected end that the event loop takes itself: the next question waits for the last one."""
 _MAX_EVENT_BYTES = 16 << 20
 """A single event larger than this is no token stream: refuse it before memory does."""

@@ -11,7 +11,7 @@ import asyncio
 import select
 from collections.abc import Callable
 
-LOOKS_A_GAP = 3
+LOOKS_A_GAP = 2
 """Looks between two chunks of a stream: the more, the fewer chunks meet in one read (which blurs their stamps)."""
 LEAST_GAP_NS = 5_000_000
 """Chunks that come closer than this are not worth it: the loop's timers are whole milliseconds."""
