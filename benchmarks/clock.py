@@ -48,7 +48,7 @@ def measure(streams: int, processes: int, seconds: float) -> str:
     good = metrics.completed(load.records)
     ttft_ms, gaps_ms, late_ms = [], [], []
     for record in good:
-        truth = told[f"{cell.key}-a1/{record.user}/{record.sequence}"]
+        truth = told[record.request_id]
         ttft_ms.append((metrics.ttft_ms(record) or 0.0) - (truth["sent_ns"][0] - truth["received_ns"]) / 1e6)
         gaps_ms.extend(np.abs(np.diff(record.chunk_us) / 1e3 - np.diff(truth["sent_ns"]) / 1e6))
         late_ms.extend((np.array(truth["sent_ns"]) - np.array(truth["due_ns"])) / 1e6)

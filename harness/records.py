@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from harness.errors import RecordError
+from harness.files import write_whole
 
 SCHEMA = 1
 """Version of the CSV tables; the last column of points.csv. It grows when a column changes its meaning or goes."""
@@ -146,6 +147,11 @@ class RequestRecord:
     """Class of failure, None for success: connect, timeout, stall, http_429, http_5xx, protocol, stream_error,
     early_close, no_tokens; cut: ended by us when the cell was over, which is no failure of the server."""
     error_detail: str | None = None
+
+    @property
+    def request_id(self) -> str:
+        """Unique within a run, and what the request says as its X-Request-Id: awq-c8-r1-a1/USER/SEQUENCE."""
+        return f"{self.cell}-a{self.attempt}/{self.user}/{self.sequence}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,14 +409,12 @@ def to_row(record: Any) -> list[str]:
 
 
 def write_table(path: Path, records: Sequence[Any], record_type: type[Any]) -> None:
-    """Write a whole table at once, under a temporary name first: a reader never sees half of it."""
+    """Write a whole table at once: a reader never sees half of it."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header(record_type))
     writer.writerows(to_row(record) for record in records)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text.getvalue(), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, text.getvalue())
 
 
 class TableWriter:
@@ -420,7 +424,6 @@ class TableWriter:
     """
 
     def __init__(self, path: Path, record_type: type[Any]) -> None:
-        self._record_type = record_type
         fresh = not path.exists() or path.stat().st_size == 0
         if not fresh:
             cut_torn_line(path)

@@ -34,6 +34,7 @@ from typing import Any, TextIO
 from harness import __version__
 from harness.engines import EngineInfo
 from harness.errors import InputError, RunError
+from harness.files import PARTIAL, write_whole
 from harness.records import (
     Environment,
     GpuSample,
@@ -48,7 +49,6 @@ from harness.records import (
 from harness.redact import redact, redacted
 
 UNFINISHED = ".unfinished.json"
-_PARTIAL = ".partial"
 
 
 class RunDirectory:
@@ -71,7 +71,7 @@ class RunDirectory:
         try:
             if resume:
                 _check_resumable(path)
-                for leftover in path.glob(f"*{_PARTIAL}"):
+                for leftover in path.glob(f"*{PARTIAL}"):
                     leftover.unlink()
                 self.done, self._outdated = _rows_that_stay(path / "points.csv")
             elif (path / "points.csv").exists() or (path / UNFINISHED).exists():
@@ -204,19 +204,8 @@ def writing() -> Iterator[None]:
 
 
 def _write(path: Path, text: str, mode: int = 0o666) -> None:
-    """The whole file or none of it: it gets its name when it is complete."""
-    partial = path.with_name(path.name + _PARTIAL)
-    try:
-        with writing():
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(descriptor)
-            partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with writing():
+        write_whole(path, text, mode=mode)
 
 
 def _locked(path: Path) -> TextIO:

@@ -56,14 +56,9 @@ def measured(load: LoadResult) -> list[RequestRecord]:
     return [record for record in load.records if record.phase == "measured" and record.error is None]
 
 
-def name_of(record: RequestRecord) -> str:
-    """Its X-Request-Id."""
-    return f"{record.cell}-a{record.attempt}/{record.user}/{record.sequence}"
-
-
 def logged(log: Path, records: Iterable[RequestRecord]) -> dict[str, dict[str, Any]]:
     """The server's log, once it holds all that got a token: it is written when there is time."""
-    names = {name_of(record) for record in records if record.chunk_us}
+    names = {record.request_id for record in records if record.chunk_us}
     deadline = time.monotonic() + 10
     while not names <= (told := read_log(log)).keys() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -299,7 +294,7 @@ def test_latencies_that_leave_out_the_wait_for_a_free_slot(
     assert all((metrics.ttft_ms(record) or 0) >= 20 + 25 * record.user - 1 for record in ended)
     assert {round((b.intended_ns - a.intended_ns) / MS) for a, b in itertools.pairwise(ended)} == {25}
     told = logged(log, ended)
-    off_ms = [abs((r.first_token_ns or 0) - told[name_of(r)]["sent_ns"][0]) / MS for r in ended]
+    off_ms = [abs((r.first_token_ns or 0) - told[r.request_id]["sent_ns"][0]) / MS for r in ended]
     assert statistics.median(off_ms) < 2
     # What our own process loses before it sends is a wait too: meant for 1,000 ms, sent at 1,040, answered at 1,100.
     late = request([100.0, 130.0], sent_ns=1040 * MS)
@@ -326,7 +321,7 @@ def test_one_asyncio_loop_that_adds_its_own_queueing_to_every_ttft(truth: Truth,
         connections = [Connection(Address.parse(url)) for _ in range(4)]
         started = [RequestRecord("x", n, 0, "measured", time.time_ns()) for n in range(len(connections))]
         ended = await asyncio.gather(*(
-            connection.exchange("/v1/completions", json.dumps(asked).encode(), request_id=name_of(record))
+            connection.exchange("/v1/completions", json.dumps(asked).encode(), request_id=record.request_id)
             for record, connection in zip(started, connections, strict=True)
         ))  # fmt: skip
         blocker.cancel()
@@ -339,7 +334,7 @@ def test_one_asyncio_loop_that_adds_its_own_queueing_to_every_ttft(truth: Truth,
     off_ms = [
         abs(record.intended_ns + offset_us * 1000 - sent_ns) / MS
         for record in records
-        for offset_us, sent_ns in zip(record.chunk_us, told[name_of(record)]["sent_ns"], strict=True)
+        for offset_us, sent_ns in zip(record.chunk_us, told[record.request_id]["sent_ns"], strict=True)
     ]
     assert len(off_ms) == 48
     assert statistics.median(off_ms) < 2, "read by a loop that was late by 15 ms on average"

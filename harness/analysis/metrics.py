@@ -89,6 +89,16 @@ def throughput_tok_s(records: Sequence[RequestRecord], open_ns: int, close_ns: i
     return tokens / ((close_ns - open_ns) / 1e9) or None
 
 
+def chunks_s(records: Sequence[RequestRecord], open_ns: int, close_ns: int) -> float | None:
+    """Token-bearing chunks of the requests that ended well inside the window / its length: the load on the client."""
+    chunks = sum(len(record.chunk_us) for record in _ended_in(records, open_ns, close_ns))
+    return chunks / ((close_ns - open_ns) / 1e9) or None
+
+
+def _ended_in(records: Sequence[RequestRecord], open_ns: int, close_ns: int) -> list[RequestRecord]:
+    return [r for r in records if r.error is None and r.last_token_ns and open_ns <= r.last_token_ns < close_ns]
+
+
 def percentile(values: Sequence[float] | Floats, q: float, least: int = 1) -> float | None:
     """The q-th percentile (linear between order statistics); None with fewer than `least` values."""
     return float(np.percentile(np.asarray(values), q)) if len(values) >= max(1, least) else None
@@ -179,9 +189,8 @@ def summarise(records: Sequence[RequestRecord], open_ns: int | None, close_ns: i
         found["window_s"] = seconds
         found["tok_s"] = throughput_tok_s(records, open_ns, close_ns)
         found["tok_s_lo"], found["tok_s_hi"] = throughput_interval(records, open_ns, close_ns) or (None, None)
-        ended = [r for r in records if r.error is None and r.last_token_ns and open_ns <= r.last_token_ns < close_ns]
-        found["req_s"] = len(ended) / seconds or None
-        found["chunks_s"] = sum(len(record.chunk_us) for record in ended) / seconds or None
+        found["req_s"] = len(_ended_in(records, open_ns, close_ns)) / seconds or None
+        found["chunks_s"] = chunks_s(records, open_ns, close_ns)
     return found
 
 

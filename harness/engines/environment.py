@@ -23,6 +23,7 @@ from typing import Literal
 from platformdirs import user_cache_dir
 
 from harness.errors import EngineError, InputError, MissingTool
+from harness.files import write_whole
 from harness.telemetry.gpu import gpus
 
 Kind = Literal["cpu", "cuda"]
@@ -87,9 +88,7 @@ def install(
     _run([str(python), "-c", f"import {_SERVER}"], on_line, _explain_import(kind))
     env = probe(python)
     marker = {"packages": PACKAGES[kind], "vllm": env.vllm_version, "torch": env.torch_version}
-    partial = where / (_MARKER + ".partial")
-    partial.write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-    partial.replace(where / _MARKER)
+    write_whole(where / _MARKER, json.dumps(marker, indent=2) + "\n")
     on_line(f"vLLM {env.vllm_version} ({kind}) is ready in {where}")
     return env
 

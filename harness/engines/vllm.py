@@ -28,6 +28,7 @@ from harness.engines.environment import EngineEnv
 from harness.engines.vllm_command import HOST, SERVED_NAME, command, recorded, settings, surroundings
 from harness.engines.vllm_log import LogFacts, last_error, read_log, stage
 from harness.errors import EngineError, InputError
+from harness.files import write_whole
 from harness.models import GIB, Model, check_fits, weight_bytes
 from harness.redact import redact, without_keys
 from harness.telemetry import gpu, host, prometheus
@@ -319,9 +320,6 @@ def _redact_log(path: Path, spec: ServeSpec, env: EngineEnv) -> None:
         places[str(spec.model)] = "<model>"
     if (env.python.parent.parent / "pyvenv.cfg").exists():
         places[str(env.python.parent.parent)] = "<engine>"
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(redact(_read(path), places), encoding="utf-8")
-        partial.replace(path)
-    except OSError:  # a full disk: that a run cannot be finished is said elsewhere, and its resume cleans the log
-        partial.unlink(missing_ok=True)
+    # A full disk: that a run cannot be finished is said elsewhere, and its resume cleans the log.
+    with contextlib.suppress(OSError):
+        write_whole(path, redact(_read(path), places))

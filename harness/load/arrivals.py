@@ -108,7 +108,7 @@ class Traffic:
         scenario = self.job.scenario
         return await connection.exchange(
             self.job.dialect.path, ask.body,
-            request_id=f"{record.cell}-a{record.attempt}/{record.user}/{record.sequence}",
+            request_id=record.request_id,
             expected_tokens=ask.output_tokens if self.job.dialect.vllm_extras else 0,
             timeout_s=scenario.request_timeout_s, token_timeout_s=scenario.token_timeout_s,
         )  # fmt: skip

@@ -91,16 +91,11 @@ class Generators:
         while len(self._workers) < processes:
             self._workers.append(_Worker())
         workers = self._workers[:processes]
-        trace_s = None
-        if trace and cell.rate_rps:
-            trace_s = len(trace) / cell.rate_rps
-        window = Window(scenario, cell, trace_s=trace_s)
         start_ns = time.time_ns() + int(_HEADSTART_S * 1e9)
+        trace_s = len(trace) / cell.rate_rps if trace and cell.rate_rps else None
+        window = Window(scenario, cell, start_ns=start_ns, trace_s=trace_s)
         for share, worker in enumerate(workers):
-            worker.send(
-                Job(cell, scenario, dialect, target, start_ns, share, processes, salt, prompts, tuple(trace))
-            )  # fmt: skip
-        window.begin(start_ns)
+            worker.send(Job(cell, scenario, dialect, target, start_ns, share, processes, salt, prompts, tuple(trace)))
         return _Cell(workers, window, on_record).run()
 
 

@@ -28,6 +28,7 @@ from harness import __version__
 from harness.analysis import metrics
 from harness.engines import Target
 from harness.errors import RunError
+from harness.files import write_whole
 from harness.load.generators import Generators, processes_for
 from harness.load.workload import Dialect
 from harness.records import Cell, RequestRecord, Scenario
@@ -115,7 +116,7 @@ def measure(generators: Generators, streams: int) -> Step:
     return Step(
         streams,
         processes,
-        metrics.summarise(load.records, load.open_ns, load.close_ns)["chunks_s"] or 0.0,
+        metrics.chunks_s(load.records, load.open_ns, load.close_ns) or 0.0,
         metrics.percentile(ttft_ms, 50) or 0.0,
         metrics.percentile(ttft_ms, 99) or 0.0,
         metrics.percentile(chunks_ms, 99) or 0.0,
@@ -134,7 +135,7 @@ def own_errors_ms(
     """
     ttft_ms, chunks_ms = [], []
     for record in records:
-        truth = told.get(f"{record.cell}-a{record.attempt}/{record.user}/{record.sequence}")
+        truth = told.get(record.request_id)
         if truth is None or record.first_token_ns is None:
             continue
         really_ns = truth["sent_ns"][0] - truth["received_ns"]
@@ -176,7 +177,7 @@ def keep_ceiling(ceiling: Ceiling) -> Path:
     """Write it down for the sweeps to come."""
     path = ceiling_path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(ceiling), indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(asdict(ceiling), indent=2) + "\n")
     return path
 
 

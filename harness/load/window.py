@@ -25,7 +25,8 @@ TRACE_WARMUP_SHARE = 0.1
 class Window:
     """The measuring window of one cell. Times are CLOCK_REALTIME in ns."""
 
-    def __init__(self, scenario: Scenario, cell: Cell, *, trace_s: float | None = None) -> None:
+    def __init__(self, scenario: Scenario, cell: Cell, *, start_ns: int = 0, trace_s: float | None = None) -> None:
+        """`start_ns`: when the load begins; `trace_s`: how long the trace takes that is replayed, if one is."""
         self.open_ns: int | None = None
         self.close_ns: int | None = None
         self.gave_up: str | None = None
@@ -38,12 +39,8 @@ class Window:
         self._warm_users = 0
         self._failures_in_a_row = 0
         self._e2e: list[tuple[int, float]] = []
-        self._start_ns = 0
-        self._looked_ns = 0
-
-    def begin(self, start_ns: int) -> None:
-        """The load begins."""
         self._start_ns = start_ns
+        self._looked_ns = 0
 
     def take(self, record: RequestRecord, now_ns: int) -> RequestRecord:
         """A request has ended: returns it with its phase, and moves the window on."""

@@ -9,7 +9,6 @@ hear Ctrl-C; they end when their stdin does, so that none outlives a parent that
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
 import resource
@@ -84,9 +83,7 @@ async def _run(job: Job, commands: asyncio.Queue[Any], tell: Callable[[Any], Non
     ]
     load = asyncio.create_task(make_load(traffic))
     # Loads end when they are told to; one that ends by itself had an error, which `await load` then raises.
-    load.add_done_callback(
-        lambda task: commands.put_nowait(Stop()) if not task.cancelled() and task.exception() else None
-    )
+    load.add_done_callback(lambda task: commands.put_nowait(Stop()) if _failed(task) else None)
     try:
         while True:
             command = await commands.get()
@@ -103,10 +100,7 @@ async def _run(job: Job, commands: asyncio.Queue[Any], tell: Callable[[Any], Non
     except Exception:
         return Failed(traceback.format_exc())
     finally:
-        for helper in helpers:
-            helper.cancel()
-        with contextlib.suppress(Exception):
-            traffic.close()
+        traffic.close()
         poller.close()
     step_ms = (_clock_offset_ns() - offset_ns) / 1e6
     return Done(tuple(lags_ms), time.process_time() - cpu_s, step_ms)

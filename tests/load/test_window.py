@@ -25,9 +25,7 @@ TWO_USERS = Cell("x", 2)
 
 
 def window(scenario: Scenario = SCENARIO, cell: Cell = TWO_USERS, trace_s: float | None = None) -> Window:
-    found = Window(scenario, cell, trace_s=trace_s)
-    found.begin(0)
-    return found
+    return Window(scenario, cell, trace_s=trace_s)
 
 
 def take(of: Window, user: int, begun: float, ended: float, error: str | None = None) -> str:
