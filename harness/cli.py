@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -70,7 +70,7 @@ def sweep(
         str, typer.Option(help="demo, a directory, a hub name, or shape:NAME (architecture alone, random weights).")
     ] = "demo",
     precisions: Annotated[
-        str | None, typer.Option(help="bf16, rtn, awq, or NAME=PATH|HUB-ID for a checkpoint that exists. [bf16,awq]")
+        str | None, typer.Option(help="bf16, rtn, awq, gptq, awq+gptq, smoothquant, or NAME=PATH|HUB-ID. [bf16,awq]")
     ] = None,
     conc: Annotated[str | None, typer.Option(help="Concurrent users, one cell each. [1,8,16,32]")] = None,
     scenario: Annotated[str, typer.Option(help="A name (chat, batch, rag, code, agent) or a .toml file.")] = "chat",
@@ -194,44 +194,54 @@ def report(
     _report(_console(), run, out)
 
 
-@app.command()
-def quantize(
-    model: Annotated[str, typer.Argument(help="A model's directory, demo, or a hub name.")],
-    method: Annotated[str, typer.Option(help="rtn or awq.")] = "awq",
-    out: Annotated[Path | None, typer.Option(help="Where the checkpoint goes. [the user's cache]")] = None,
-    bits: Annotated[int, typer.Option(help="Bits of a weight.")] = 4,
-    group_size: Annotated[int, typer.Option(help="Weights that share a scale.")] = 128,
-    calibration: Annotated[Path | None, typer.Option(help="Text: .txt or .jsonl. [the model's own]")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Calibration sequences.")] = 128,
-    length: Annotated[int, typer.Option(min=1, help="Tokens in each.")] = 512,
-    seed: Annotated[int, typer.Option(help="Seed of the draw of sequences.")] = 0,
-) -> None:
-    """Quantize a model to a checkpoint that vLLM loads as it is."""
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def quantize(context: typer.Context) -> None:
+    """Quantize a model to a checkpoint that vLLM loads as it is. `bench quantize --help` lists methods and schemes."""
     from harness import job, models
 
     job.check_quantizer()
-    source = models.resolve(model)
-    if source.random_weights:
-        raise InputError(
-            f"{model} has no weights to quantize",
-            allowed="a model's directory, demo, or a hub name",
-            remedy=f"`bench sweep --model {model}` measures the architecture in every precision",
-        )
+    from quantize.__main__ import main as run
 
+    def resolve(model: str) -> str:
+        source = models.resolve(model)
+        if source.random_weights and "--dry-run" not in context.args:
+            raise InputError(
+                f"{model} has no weights to quantize",
+                allowed="a model's directory, demo, or a hub name",
+                remedy=f"`bench sweep --model {model}` measures the architecture in every precision",
+            )
+        return str(source.path)
+
+    def say(made: dict[str, Any]) -> str:
+        verb = "found" if made["cached"] else "made"
+        return f"{verb} {made['path']} ({made['method']}, {made['format']}, {made['seconds']:.1f} s)"
+
+    raise typer.Exit(run(context.args, "bench quantize", resolve, say))
+
+
+@app.command()
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(help="A model's directory, quantized or not.")],
+    layers: Annotated[bool, typer.Option("--layers", help="Every layer, not one line a kind.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """What a checkpoint holds: layers, bits, sizes, zero points, outliers; and faults, with exit code 1."""
+    from harness import job
+
+    job.check_quantizer()
+    from quantize import inspection
     from quantize.errors import QuantizeError
-    from quantize.job import quantize_model
-    from quantize.progress import reporter
-    from quantize.recipe import Recipe
-    from quantize.scheme import Scheme
 
     try:
-        recipe = Recipe(method, Scheme(bits, group_size), samples, length, seed)
-        with reporter() as progress:
-            made = quantize_model(str(source.path), recipe, out=out, calibration=calibration, progress=progress)
+        found = inspection.inspect(checkpoint)
     except QuantizeError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    print(f"{'found' if made.cached else 'made'} {made.path} ({made.method}, {made.seconds:.1f} s)")
+        raise typer.Exit(error.exit_code) from None
+    if as_json:
+        print(inspection.to_json(found))
+    else:
+        inspection.show(found, _console(), layers=layers)
+    raise typer.Exit(1 if found.faults else 0)
 
 
 @app.command()
@@ -355,7 +365,9 @@ def _one_of(value: str | None, option: str, allowed: tuple[str, ...]) -> str | N
 def _listed(text: str) -> tuple[str, ...]:
     items = tuple(part.strip() for part in text.split(",") if part.strip())
     if not items:
-        raise InputError(f"--precisions {text!r} names none", allowed="bf16, rtn, awq, NAME=PATH")
+        raise InputError(
+            f"--precisions {text!r} names none", allowed="bf16, rtn, awq, gptq, awq+gptq, smoothquant, NAME=PATH"
+        )
     return items
 
 

@@ -1,6 +1,6 @@
-"""Post-training weight quantization: from a model in BF16 to an INT4 checkpoint that vLLM serves.
+"""Post-training weight quantization: from a model in 16 bits to a checkpoint in few that vLLM serves.
 
-    model ─► calibration (one decoder block at a time) ─► rtn | awq ─► packing ─► checkpoint ─► vLLM
+    model ─► calibration (one decoder block at a time) ─► fold, round ─► packing ─► checkpoint ─► vLLM
                                                                                       └► fidelity (torch)
 
 `job.quantize_model` is the whole of it in one call, and `python -m quantize` the same from a shell. Importing this

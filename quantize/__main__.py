@@ -1,73 +1,212 @@
-"""`python -m quantize MODEL --method awq --out DIR`: the job as a process of its own.
+"""`python -m quantize MODEL --method awq --out DIR`, which `bench quantize` is too: the job as a process of its own.
 
 The last line on stdout is one JSON object, for whoever started it; progress and errors go to stderr. Exit codes:
-0 done, 2 for a request that cannot be served, 1 for a run that failed.
+0 done, 2 for a request that cannot be served, 1 for a run that failed, 130 for Ctrl-C.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from quantize.errors import QuantizeError
 
+_EVALUATED = 16
+"""Sequences of --length that --fidelity compares on."""
 
-def main(arguments: list[str] | None = None) -> int:
-    """Parse, call `job`, print. Returns the exit code."""
-    options = _parser().parse_args(arguments)
+_METHODS = "rtn, awq, gptq, smoothquant, awq+gptq or smoothquant+gptq"
+
+
+def main(
+    arguments: Sequence[str] | None = None,
+    program: str = "python -m quantize",
+    resolve: Callable[[str], str] = str,
+    say: Callable[[dict[str, Any]], str] = json.dumps,
+) -> int:
+    """Parse, call `job`, print. Returns the exit code.
+
+    Another command line that is this one (`bench quantize`) gives its name, what it calls models besides, and how it
+    wants a result said.
+    """
+    options = _parser(program).parse_args(arguments)
     try:
-        print(json.dumps(_run(options)))
+        options.model = resolve(options.model)
+        found = _run(options)
+        if found is not None:
+            print(say(found))
     except QuantizeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: finished blocks are kept, and the same command goes on from them", file=sys.stderr)
+        return 130
     return 0
 
 
-def _run(options: argparse.Namespace) -> dict[str, Any]:
-    from quantize.recipe import Recipe
-    from quantize.scheme import Scheme
+def _run(options: argparse.Namespace) -> dict[str, Any] | None:
+    """What was made, as plain data; None for a dry run, which makes nothing."""
+    from quantize.recipe import Recipe, default_scheme, parse_exception
 
-    recipe = Recipe(
-        options.method, Scheme(options.bits, options.group_size), options.samples, options.length, options.seed
+    scheme = default_scheme(
+        options.method, options.bits, options.group_size, options.symmetric, options.activation_bits
     )
-    from quantize.job import quantize_config, quantize_model
+    recipe = Recipe(
+        options.method,
+        scheme,
+        tuple(parse_exception(text, scheme) for text in options.keep),
+        options.search,
+        options.format,
+        options.samples,
+        options.length,
+        options.seed,
+        options.arithmetic,
+    )
+    from quantize import job
 
     if options.config_only:
-        return _plain(quantize_config(Path(options.model), recipe, out=options.out, cache=options.cache))
-    from quantize.progress import reporter
+        result = job.quantize_config(Path(options.model), recipe, out=options.out, cache=options.cache)
+    elif options.dry_run:
+        _dry_run(options, recipe)
+        return None
+    else:
+        from quantize.progress import reporter
 
-    with reporter() as progress:
-        result = quantize_model(
-            options.model,
-            recipe,
-            out=options.out,
-            cache=options.cache,
-            calibration=options.calibration,
-            progress=progress,
-        )
-    return _plain(result)
-
-
-def _plain(result: Any) -> dict[str, Any]:
+        with reporter() as progress:
+            result = job.quantize_model(
+                options.model,
+                recipe,
+                out=options.out,
+                cache=options.cache,
+                calibration=options.calibration,
+                target_gib=options.target_gib,
+                budget=int(options.ram_gib * 2**30),
+                progress=progress,
+                device=options.device,
+            )
+        if options.fidelity is not None:
+            _fidelity(options, recipe, result.path)
     return asdict(result) | {"path": str(result.path), "seconds": round(result.seconds, 3)}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m quantize", description="Quantize a model for vLLM.")
+def _dry_run(options: argparse.Namespace, recipe: Any) -> None:
+    from rich.console import Console
+
+    from quantize import estimate, job
+    from quantize.blocks import family_of
+    from quantize.weights import read_config
+
+    path = Path(options.model)
+    device = options.device or job.default_device()
+    source: Any
+    if path.is_file() or (path.is_dir() and not any(path.glob("*.safetensors"))):  # a shape: config.json alone
+        source = read_config(path)
+        plan = recipe.plan(family_of(source.get("model_type")), int(source["num_hidden_layers"]))
+        tokens, form = recipe.samples * recipe.length, None
+    else:
+        wanted = {"calibration": options.calibration, "target_gib": options.target_gib, "device": options.device}
+        request = job.prepare(options.model, recipe, **wanted)
+        source, plan, recipe, form = request.source, request.plan, request.recipe, request.format
+        tokens = sum(map(len, request.samples.sequences)) if request.samples else 0
+    found = estimate.estimate(
+        source, plan, recipe.method, tokens, format=form, search=recipe.search, length=recipe.length, device=device
+    )
+    estimate.show(found, Console())
+
+
+def _fidelity(options: argparse.Namespace, recipe: Any, checkpoint: Path) -> None:
+    """Compare with the original, and write what came out beside the weights.
+
+    On the file that --fidelity names; without one, on what the calibration text has beyond what was calibrated on.
+    Where it has no more, on that, which is said.
+    """
+    from dataclasses import replace
+
+    from quantize import calibration, fidelity, job
+    from quantize.weights import locate
+
+    model = locate(options.model)
+    if options.fidelity:
+        text = calibration.load(model, replace(recipe, samples=_EVALUATED), Path(options.fidelity))
+        sequences, origin = text.sequences, text.origin
+    else:
+        text = calibration.load(model, recipe, options.calibration)
+        seen = set(text.sequences) if recipe.calibrated else set()
+        more = calibration.load(model, replace(recipe, samples=recipe.samples + _EVALUATED), options.calibration)
+        sequences = tuple(ids for ids in more.sequences if ids not in seen)
+        origin = f"{text.origin}, not calibrated on"
+        if sum(map(len, sequences)) < recipe.length:
+            sequences, origin = text.sequences, f"{text.origin}, CALIBRATED ON: other text fares worse"
+    found = fidelity.report(model, checkpoint, sequences, options.device or job.default_device())
+    fidelity.write(found, checkpoint)
+    whole = found.whole
+    print(
+        f"KL {whole.kl_nats:.5f} nat a token, same most likely token {whole.top1_agreement:.2%}, perplexity "
+        f"{whole.perplexity_original:.3f} -> {whole.perplexity_quantized:.3f}  ({whole.positions} tokens of {origin})\n"
+        f"each layer: {checkpoint}/fidelity.csv, .json and .png",
+        file=sys.stderr,
+    )
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Quantize a model, one decoder block in memory at a time, into a checkpoint that vLLM serves.",
+        epilog="Stopped or killed, the same command goes on from the last finished block.",
+    )
     parser.add_argument("model", help="a model's directory, or its name on the hub")
-    parser.add_argument("--method", default="awq", help="rtn or awq (default awq)")
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--group-size", type=int, default=128)
-    parser.add_argument("--calibration", type=Path, metavar="FILE", help=".txt or .jsonl (default: the model's own)")
-    parser.add_argument("--samples", type=int, default=128, help="calibrate on samples x length tokens (default 128)")
-    parser.add_argument("--length", type=int, default=512, help="longest sequence, in tokens (default 512)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
-    parser.add_argument("--config-only", action="store_true", help="write config.json alone, for --load-format dummy")
+    parser.add_argument("--method", default="awq", help=f"{_METHODS} (default awq)")
     place = parser.add_mutually_exclusive_group()
-    place.add_argument("--out", type=Path, metavar="DIR", help="where the checkpoint goes")
-    place.add_argument("--cache", type=Path, metavar="DIR", help="cache to look in and write to (default: the user's)")
+    place.add_argument("--out", type=Path, metavar="DIR", help="where the checkpoint goes (default: the user's cache)")
+    place.add_argument("--cache", type=Path, metavar="DIR", help="another cache to look in and write to")
+
+    scheme = parser.add_argument_group("what a weight becomes")
+    scheme.add_argument("--bits", type=int, help="2, 3, 4 or 8 (default 4; 8 for smoothquant)")
+    scheme.add_argument("--group-size", type=int, metavar="N", help="32, 64, 128, or -1: a row (default 128)")
+    kind = scheme.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--sym", dest="symmetric", action="store_true", default=None, help="no zero points (gptq's default)"
+    )
+    kind.add_argument("--asym", dest="symmetric", action="store_false", help="zero points (the others' default)")
+    scheme.add_argument("--activation-bits", type=int, metavar="8", help="W8A8: per-token int8 activations")
+    scheme.add_argument("--search", help="grids by minmax, mse or (gptq) output (default: the method's own)")
+    scheme.add_argument(
+        "--keep",
+        action="append",
+        default=[],
+        metavar="PATTERN=BITS",
+        help='other bits for layers whose name matches, e.g. "down_proj=8bit" or "layers\\.0\\.=16bit"; repeatable',
+    )
+    scheme.add_argument(
+        "--target-gib", type=float, metavar="GIB", help="choose the bits of each layer to fit this size"
+    )
+    scheme.add_argument("--format", help="awq, gptq or compressed-tensors (default: what suits the scheme)")
+
+    data = parser.add_argument_group("calibration")
+    data.add_argument("--calibration", type=Path, metavar="FILE", help=".txt or .jsonl (default: the model's own)")
+    data.add_argument("--samples", type=int, default=128, help="calibrate on samples x length tokens (default 128)")
+    data.add_argument("--length", type=int, default=512, help="longest sequence, in tokens (default 512)")
+    data.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
+
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--arithmetic",
+        default="float32",
+        help="of the calibration forward: float32, or bfloat16, quicker where the processor has it (default float32)",
+    )
+    how.add_argument("--device", help="cpu or cuda (default: the GPU if there is one)")
+    how.add_argument("--ram-gib", type=float, default=0.0, help="activations in memory; the rest on disk (default 0)")
+    how.add_argument("--dry-run", action="store_true", help="say sizes, time and what fits a 16 GB card; write nothing")
+    how.add_argument(
+        "--fidelity",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="compare with the original afterwards, on FILE or on other text of the calibration set: table and figure",
+    )
+    how.add_argument("--config-only", action="store_true", help="write config.json alone, for --load-format dummy")
     return parser
 
 

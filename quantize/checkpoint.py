@@ -1,35 +1,44 @@
-"""An AutoAWQ-layout checkpoint on disk, whole or not there at all.
+"""A checkpoint on disk, whole or not there at all; and while it is made, a draft that a killed run goes on from.
 
     <out>/config.json                       the source's, with the quantization_config that vLLM and transformers read
           model-00001-of-0000N.safetensors  one shard a decoder block, the last one everything else
           model.safetensors.index.json
-          quantize.json                     what made it: recipe, calibration, source, tool, hashes
+          quantize.json                     what made it: recipe, calibration, source, tool, hashes, each layer's fate
+          README.md                         the same for a reader
           tokenizer*, chat_template*, ...   carried from the source
 
-It is written into a temporary sibling, flushed to the disk, and renamed: a reader finds a finished checkpoint or none,
-and a run that dies leaves nothing that looks like one. One shard a block keeps one block in memory, and is what a run
-that was interrupted could go on from.
+The draft is a hidden sibling, `.<out>.unfinished`, flushed to the disk and renamed when all is there: a reader finds a
+finished checkpoint or none. After each block it holds that block's shard and the hidden states that the next block
+starts from, and then a note that says so; a run with the same key (model, recipe, calibration) goes on from the note. A
+draft of another key is thrown away.
 """
 
+import fcntl
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from quantize.errors import OutputError
-from quantize.packing import pack_awq
+from quantize import formats
+from quantize.errors import OutputError, RunError
+from quantize.methods import Layer
 from quantize.scheme import Quantized, Scheme
+from quantize.store import Store
 from quantize.weights import content_hash
 
 RECORD = "quantize.json"
 _INDEX = "model.safetensors.index.json"
+_NOTE = ".progress.json"
 _CARRIED = (
     "tokenizer*",
     "chat_template*",
@@ -43,63 +52,127 @@ _CARRIED = (
 )
 
 
-def quantization_config(scheme: Scheme) -> dict[str, Any]:
-    """The part of config.json that says how the weights are stored, in AutoAWQ's words."""
-    return {
-        "quant_method": "awq",
-        "version": "gemm",
-        "bits": scheme.bits,
-        "group_size": scheme.group_size,
-        "zero_point": not scheme.symmetric,
-        "modules_to_not_convert": ["lm_head"],
-    }
-
-
-def pack_block(prefix: str, kept: Mapping[str, Tensor], quantized: Mapping[str, Quantized]) -> dict[str, Tensor]:
-    """The tensors of one block as stored: `kept` as they are, each of `quantized` as qweight, qzeros and scales."""
+def pack_block(
+    prefix: str, kept: Mapping[str, Tensor], quantized: Mapping[str, tuple[Quantized, Scheme]], format: str
+) -> dict[str, Tensor]:
+    """The tensors of one block as stored: `kept` as they are, each of `quantized` in the parts of `format`."""
     tensors = {prefix + name: tensor.contiguous() for name, tensor in kept.items()}
-    for name, values in quantized.items():
-        for part, tensor in pack_awq(values)._asdict().items():
-            tensors[f"{prefix}{name}.{part}"] = tensor.cpu()
+    for name, (values, scheme) in quantized.items():
+        for part, tensor in formats.pack(format, values, scheme).items():
+            tensors[f"{prefix}{name}.{part}"] = tensor.cpu().contiguous()
     return tensors
 
 
-class Writer:
-    """The shards of a checkpoint under way in `draft`, of which there will be `shards`."""
+class Draft:
+    """A checkpoint under way in `path`, of `shards` shards. `done` of its blocks are finished, `layers` their fate."""
 
-    def __init__(self, draft: Path, shards: int, metadata: Mapping[str, str]) -> None:
-        self.draft, self.shards, self.metadata = draft, shards, metadata
-        self._weight_map: dict[str, str] = {}
-        self._bytes = 0
-        self._written = 0
+    def __init__(self, path: Path, key: str, shards: int, metadata: Mapping[str, str]) -> None:
+        self.path, self.key, self.shards, self.metadata = path, key, shards, metadata
+        self.done = 0
+        self.layers: list[Layer] = []
+        self._hidden: list[str] = []
+        self._read_note()
 
-    def add(self, tensors: Mapping[str, Tensor]) -> None:
-        """Write the next shard."""
-        self._written += 1
-        name = f"model-{self._written:05d}-of-{self.shards:05d}.safetensors"
-        save_file(dict(tensors), self.draft / name, metadata={"format": "pt", **self.metadata})
-        self._weight_map.update(dict.fromkeys(tensors, name))
-        self._bytes += sum(tensor.nbytes for tensor in tensors.values())
+    def add_block(self, tensors: Mapping[str, Tensor], layers: Sequence[Layer], store: Store | None) -> None:
+        """Write the next block's shard, then the hidden states after it, then the note that both are there."""
+        self.add(tensors, self.done + 1)
+        self.layers.extend(layers)
+        self.done += 1
+        names = self._save_hidden(store) if store else []
+        note = {
+            "key": self.key,
+            "done": self.done,
+            "hidden": names,
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+        partial = self.path / (_NOTE + ".partial")
+        partial.write_text(json.dumps(note))
+        partial.replace(self.path / _NOTE)
+        shutil.rmtree(self._hidden_of(self.done - 1), ignore_errors=True)
+
+    def add(self, tensors: Mapping[str, Tensor], number: int) -> None:
+        """Write shard `number`, counted from 1."""
+        partial = self.path / f".{number}.partial"
+        save_file(dict(tensors), partial, metadata={"format": "pt", **self.metadata})
+        partial.replace(self.path / self._shard(number))
+
+    def restore(self, store: Store) -> None:
+        """Put the hidden states after the last finished block into `store`, as `walk` wants them."""
+        for name in self._hidden:
+            store.put(name, torch.from_numpy(np.load(self._hidden_of(self.done) / f"{name}.npy")))
 
     def finish(self) -> None:
-        """Write the index of the shards."""
-        total = {"total_size": self._bytes}
-        _write_json(self.draft / _INDEX, {"metadata": total, "weight_map": dict(sorted(self._weight_map.items()))})
+        """Write the index of the shards, and remove what only an unfinished run needs."""
+        weight_map, total = {}, 0
+        for number in range(1, self.shards + 1):
+            name = self._shard(number)
+            with safe_open(self.path / name, framework="pt") as shard:
+                weight_map.update(dict.fromkeys(shard.keys(), name))
+            with (self.path / name).open("rb") as file:
+                header = int.from_bytes(file.read(8), "little")
+            total += (self.path / name).stat().st_size - 8 - header
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        _write_json(self.path / _INDEX, index)
+        shutil.rmtree(self._hidden_of(self.done), ignore_errors=True)
+        (self.path / _NOTE).unlink(missing_ok=True)
+
+    def _shard(self, number: int) -> str:
+        return f"model-{number:05d}-of-{self.shards:05d}.safetensors"
+
+    def _hidden_of(self, done: int) -> Path:
+        return self.path / f".hidden-{done}"
+
+    def _save_hidden(self, store: Store) -> list[str]:
+        folder = self._hidden_of(self.done)
+        folder.mkdir(exist_ok=True)
+        names = [name for name in store.names() if name.startswith("hidden.")]
+        for name in names:
+            np.save(folder / f"{name}.npy", store.get(name).numpy())
+        return names
+
+    def _read_note(self) -> None:
+        """Go on from the note, or from nothing where there is none of this key or it does not hold."""
+        try:
+            note = json.loads((self.path / _NOTE).read_text())
+            if note["key"] != self.key:
+                raise ValueError("another checkpoint's")
+            for number in range(1, note["done"] + 1):
+                with safe_open(self.path / self._shard(number), framework="pt"):
+                    pass
+            self.done, self._hidden = note["done"], note["hidden"]
+            for name in self._hidden:
+                np.load(self._hidden_of(self.done) / f"{name}.npy", mmap_mode="r")
+            self.layers = [Layer(**layer) for layer in note["layers"]]
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            self.done, self._hidden, self.layers = 0, [], []
+            for item in self.path.iterdir():
+                shutil.rmtree(item) if item.is_dir() else item.unlink()
 
 
-def describe(draft: Path, source: Path, config: Mapping[str, Any], scheme: Scheme, record: Mapping[str, Any]) -> str:
+def describe(
+    draft: Path,
+    source: Path,
+    config: Mapping[str, Any],
+    plan: Mapping[str, Scheme | None],
+    format: str,
+    record: Mapping[str, Any],
+) -> str:
     """Write into `draft` all that is not weights; returns its content hash, which quantize.json holds as well.
 
     With the weights there already this completes a checkpoint. Without them it makes one for vLLM's
     --load-format dummy, which times a model's shape and needs no more.
     """
-    _write_json(draft / "config.json", dict(config) | {"quantization_config": quantization_config(scheme)})
+    schemes = {name: scheme for name, scheme in plan.items() if scheme}
+    kept = [*(name for name, scheme in plan.items() if not scheme), "lm_head"]
+    quantization = formats.quantization_config(format, schemes, kept)
+    _write_json(draft / "config.json", dict(config) | {"quantization_config": quantization})
     for pattern in _CARRIED:
         for file in source.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, draft / file.name)
     digest = content_hash(draft)
     _write_json(draft / RECORD, {**record, "checkpoint_sha256": digest})
+    (draft / "README.md").write_text(_card(record, schemes, kept, format))
     return digest
 
 
@@ -132,33 +205,56 @@ def finished(path: Path, key: str) -> str | None:
 
 
 @contextmanager
-def whole(out: Path) -> Iterator[Path]:
-    """A directory to write into that becomes `out` when the body ends, and disappears when the body fails."""
+def drafted(out: Path, key: str, shards: int, metadata: Mapping[str, str]) -> Iterator[Draft]:
+    """A draft that becomes `out` when the body ends. When it fails, finished blocks stay for the next run.
+
+    Raises OutputError where another run holds the draft or `out` cannot be made, RunError where the disk is full.
+    """
+    path = out.parent / f".{out.name}.unfinished"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        path.mkdir(parents=True, exist_ok=True)
+        held = os.open(path, os.O_RDONLY)
     except OSError as error:
         raise OutputError(f"{out}: {error}", "a directory that can be created", "Choose another --out") from error
     try:
-        yield draft
-        draft.chmod(0o755)  # mkdtemp and safetensors make theirs private, and a server may run as somebody else
-        for file in draft.iterdir():
-            file.chmod(0o644)
-            _sync(file)
-        _sync(draft)
-        _rename(draft, out)
-        _sync(out.parent)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OutputError(
+                f"{path}, which another run is writing to",
+                "one run for each --out",
+                "Wait for it, or choose another --out",
+            ) from error
+        draft = Draft(path, key, shards, metadata)
+        try:
+            yield draft
+            _publish(path, out)
+        except (OSError, SafetensorError) as error:
+            raise RunError(
+                f"{path} could not be written ({error})",
+                "a disk with room for the checkpoint",
+                f"Make room and run it again: {draft.done} finished blocks are kept",
+            ) from error
+        finally:
+            if path.exists() and draft.done == 0:
+                shutil.rmtree(path, ignore_errors=True)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        os.close(held)
 
 
-def _rename(draft: Path, out: Path) -> None:
+def _publish(draft: Path, out: Path) -> None:
+    draft.chmod(0o755)
+    for file in draft.iterdir():
+        file.chmod(0o644)  # safetensors makes its files private, and a server may run as somebody else
+        _sync(file)
+    _sync(draft)
     try:
         draft.rename(out)  # replaces an empty directory, and fails on any other
     except OSError as error:
         raise OutputError(
             f"{out}, which exists and is not empty", "a new or empty directory", "Another run may have written it: look"
         ) from error
+    _sync(out.parent)
 
 
 def _sync(path: Path) -> None:
@@ -171,3 +267,32 @@ def _sync(path: Path) -> None:
 
 def _write_json(file: Path, value: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _card(record: Mapping[str, Any], schemes: Mapping[str, Scheme], kept: Sequence[str], format: str) -> str:
+    """The model card: what this is, how it was made, and how to serve it."""
+    counts: dict[str, int] = {}
+    for scheme in schemes.values():
+        counts[str(scheme)] = counts.get(str(scheme), 0) + 1
+    recipe = record["recipe"]
+    rows = [
+        ("source", f"{_title(record['source'])} (sha256 {record['source_sha256'][:16]})"),
+        ("method", recipe["method"]),
+        ("schemes", "; ".join(f"{scheme}: {count} layers" for scheme, count in counts.items())),
+        ("in 16 bits", f"embeddings, norms, lm_head and {len(kept) - 1} linear layers"),
+        ("format", format),
+        ("calibration", record["calibration"] or "none"),
+        ("recipe sha256", record["recipe_sha256"][:16]),
+        ("made by", record["tool"]),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return (
+        f"# {_title(record['source'])}, quantized with {recipe['method']}\n\n| | |\n| --- | --- |\n{table}\n\n"
+        "Serve it with `vllm serve` and this directory. What each layer lost is in `quantize.json`; nothing here was\n"
+        "evaluated on tasks.\n"
+    )
+
+
+def _title(source: str) -> str:
+    """A hub name as it is; of a path the last part alone, since the rest is somebody's machine."""
+    return Path(source).expanduser().resolve().name if Path(source).expanduser().exists() else source

@@ -7,24 +7,42 @@ Over positions t with next-token distributions p (original) and q (quantized):
     agreement     share of positions whose most likely token is the same
     SQNR          10 log10(||h||^2 / ||h - hhat||^2) of each block's output h, in dB; about 6 dB is one bit
 
+`compare` holds two whole models. `report` walks both, a block of each at a time, ends in the same figures, and adds
+those of each linear layer (`layerwise`). Its files:
+
+    fidelity.csv     a row for each linear layer; the header is the field names of `layerwise.LayerFidelity`
+    fidelity.json    the figures of the whole, and the layers with the largest errors of their own
+    fidelity.png     which layers hurt, at a glance (`figure`)
+
+What is infinite (no error at all) is an empty field in the files.
+
 Greedy texts are not compared: one near-tie flips a token, and everything after it differs for no other reason.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import csv
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantize.errors import ModelError
-from quantize.packing import AwqTensors, unpack_awq
-from quantize.scheme import dequantize
-from quantize.sequences import batches
-from quantize.weights import open_model
+from quantize.dequantized import open_dequantized
+from quantize.errors import CalibrationError, ModelError
+from quantize.head import compare_ends, head_of
+from quantize.layerwise import LayerFidelity, compare_blocks, quantize_inputs
+from quantize.sequences import Batch, batches
+from quantize.store import Store
+from quantize.walk import walk
+from quantize.weights import ModelDir, open_model
 
-_PACKED = ("qweight", "qzeros", "scales")
+_MEMORY = 2**30
+_SAME = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")
+_WORST = 5
+"""Layers that fidelity.json names."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +57,29 @@ class Fidelity:
     sqnr_db: tuple[float, ...]
 
 
-def load_dequantized(path: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """A plain transformers model with the weights that an AWQ checkpoint's kernel multiplies with: the reference.
+@dataclass(frozen=True)
+class FidelityReport:
+    """`whole` is the model's; `layers` in the order in which they are computed."""
 
-    In float32 the weights are exact. Raises ModelError where the directory holds no AWQ checkpoint.
+    original: str
+    checkpoint: str
+    whole: Fidelity
+    layers: tuple[LayerFidelity, ...]
+
+
+def load_dequantized(path: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A plain transformers model with the weights that a checkpoint's kernels multiply with: the reference.
+
+    In float32 the weights are exact. Where the scheme quantizes activations (W8A8), the inputs of those layers are
+    rounded as well. Raises ModelError where the directory holds no quantized checkpoint, SchemeError where it holds one
+    of a layout that is not read here.
     """
-    model = open_model(path)
-    quantization = model.config.get("quantization_config", {})
-    if quantization.get("quant_method") != "awq" or quantization.get("version") != "gemm":
-        raise ModelError(f"{path} with quantization_config {quantization}", "awq, version gemm", "Quantize it first")
-    tensors = model.read(model.files)
-    for name in [name.removesuffix(".qweight") for name in model.files if name.endswith(".qweight")]:
-        packed = AwqTensors(*(tensors.pop(f"{name}.{part}") for part in _PACKED))
-        tensors[f"{name}.weight"] = dequantize(unpack_awq(packed))
-    return _build(path, tensors, dtype)
+    model = open_dequantized(path)
+    built = _build(path, model.read(model.files), dtype)
+    for name, (scheme, _) in model.modules.items():
+        if scheme.activation_bits is not None:
+            quantize_inputs(built.get_submodule(name), scheme.activation_bits)
+    return built
 
 
 def load_original(path: Path, dtype: torch.dtype = torch.float32) -> Any:
@@ -119,3 +146,112 @@ def _forward(model: Any, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
         for handle in handles:
             handle.remove()
     return torch.log_softmax(logits.float(), dim=-1), hidden
+
+
+def report(
+    original: Path,
+    checkpoint: Path,
+    sequences: Sequence[Sequence[int]],
+    device: str = "cpu",
+    *,
+    activation_bits: int | None = None,
+    memory: int = _MEMORY,
+    progress: Callable[[int, int], None] | None = None,
+) -> FidelityReport:
+    """Fidelity of `checkpoint` to `original`, directories both, over sequences of token ids, a block at a time.
+
+    activation_bits: 4 or 8, in place of what the checkpoint says of its quantized layers (W4A4 is evaluated this way);
+    memory: bytes of hidden states held, above which they go to disk; progress: called with the blocks done and in all.
+    Raises CalibrationError without two tokens in a row, ModelError where the two are not one architecture, RunError
+    where a block of either puts out NaN or infinity.
+    """
+    models = open_model(original), open_dequantized(checkpoint)
+    _check_same(*models)
+    parts = batches(sequences)
+    if not any(int(batch.real.sum(dim=1).max()) > 1 for batch in parts):
+        raise CalibrationError("sequences without two tokens in a row", "one at least", "Give longer sequences")
+    stores = Store(memory // 2), Store(memory // 2)
+    layers: list[LayerFidelity] = []
+    sqnr = []
+    try:
+        walks = (walk(model, sequences, device, store=store) for model, store in zip(models, stores, strict=True))
+        for before, after in zip(*walks, strict=True):
+            found, block_db = compare_blocks(before, after, models[1].scheme_of, activation_bits)
+            layers += found
+            sqnr.append(block_db)
+            if progress:
+                progress(before.index + 1, before.total)
+        whole = _whole(models, stores, parts, device, sqnr)
+    finally:
+        for store in stores:
+            store.close()
+    return FidelityReport(original.name, checkpoint.name, whole, tuple(layers))
+
+
+def _check_same(original: ModelDir, quantized: ModelDir) -> None:
+    for key in _SAME:
+        given, wanted = (model.config.get(key) for model in (quantized, original))
+        if given != wanted:
+            raise ModelError(f"a checkpoint whose {key} is {given!r}", f"{wanted!r}, the original's", "Give its source")
+
+
+def _whole(
+    models: tuple[ModelDir, ModelDir],
+    stores: tuple[Store, Store],
+    parts: Sequence[Batch],
+    device: str,
+    sqnr_db: Sequence[float],
+) -> Fidelity:
+    """The figures of the models' ends, from the hidden states that two finished walks left in `stores`."""
+    names = [f"hidden.{batch}" for batch in range(len(parts))]
+    for store in stores:
+        for name, batch in zip(names, parts, strict=True):
+            store.put(name, store.get(name)[batch.real])
+    following = [_following(batch) for batch in parts]
+    heads = head_of(models[0], device), head_of(models[1], device)
+    ends = compare_ends(heads, stores, names, following)
+    positions = sum(len(each) for each in following)
+    predicted = sum(int((each >= 0).sum()) for each in following)
+    before, after = (torch.exp(torch.stack([end.nll[i].sum() for end in ends]).sum() / predicted) for i in (0, 1))
+    kl, agreed = sum(float(end.kl_nats.sum()) for end in ends), sum(float(end.agreed.sum()) for end in ends)
+    return Fidelity(positions, kl / positions, float(before), float(after), agreed / positions, tuple(sqnr_db))
+
+
+def _following(batch: Batch) -> Tensor:
+    """The token after each real one, -1 where there is none: int64 [real tokens]."""
+    after = torch.full_like(batch.ids, -1)
+    after[:, :-1] = torch.where(batch.real[:, 1:], batch.ids[:, 1:], -1)
+    return after[batch.real]
+
+
+def write(found: FidelityReport, directory: Path) -> None:
+    """Write the three files of the module's text into `directory`, which is made where it is missing."""
+    from quantize.figure import draw
+
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "fidelity.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, [field.name for field in fields(LayerFidelity)], lineterminator="\n")
+        table.writeheader()
+        table.writerows({name: _plain(value) for name, value in asdict(layer).items()} for layer in found.layers)
+    worst = sorted(found.layers, key=lambda layer: -layer.own_error_db)[:_WORST]
+    weights = sum(layer.weights for layer in found.layers)
+    summary = {
+        "original": found.original,
+        "checkpoint": found.checkpoint,
+        **asdict(found.whole),
+        "sqnr_db": [_plain(db) for db in found.whole.sqnr_db],
+        "mean_bits": round(sum(layer.bits * layer.weights for layer in found.layers) / weights, 3),
+        "largest_own_errors": [
+            {"block": layer.block, "layer": layer.layer, "bits": layer.bits, "own_error_db": _plain(layer.own_error_db)}
+            for layer in worst
+        ],
+    }
+    (directory / "fidelity.json").write_text(json.dumps(summary, indent=2) + "\n")
+    draw(found, directory / "fidelity.png")
+
+
+def _plain(value: Any) -> Any:
+    """Figures to five digits; None for what is infinite."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.5g}") if math.isfinite(value) else None

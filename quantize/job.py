@@ -3,7 +3,7 @@
     key = sha256(source model, recipe, calibration tokens)
 
 decides what a checkpoint is. A finished one with the same key is returned and not made again; its bytes are checked
-against the hash that was noted when it was written.
+against the hash that was noted when it was written. An unfinished one is gone on with at its last finished block.
 """
 
 import hashlib
@@ -11,28 +11,48 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
-from quantize import awq, rtn
-from quantize.blocks import check_family, linear
+from quantize.allocate import allocate
+from quantize.blocks import family_of
 from quantize.calibration import CalibrationSet
 from quantize.calibration import load as load_calibration
-from quantize.checkpoint import Writer, describe, finished, pack_block, whole
+from quantize.checkpoint import Draft, describe, drafted, finished, pack_block
+from quantize.methods import METHODS, Layer, quantize_block
 from quantize.recipe import Recipe
-from quantize.scheme import Quantized, dequantize
-from quantize.walk import Step, walk
+from quantize.scheme import Scheme
+from quantize.store import BUDGET, Store
+from quantize.walk import walk
 from quantize.weights import ModelDir, check_unquantized, content_hash, locate, open_model, read_config
 
 _SMALL_MATRIX = 2**21
 """Elements; a matrix multiplication of this size gains little from a second thread."""
 
-Progress = Callable[[int, int], None]
-"""Called after each block with the blocks done and the blocks in all."""
+
+@dataclass(frozen=True)
+class BlockDone:
+    """What progress is told after each block: its layers' fate, and what the process holds (bytes).
+
+    seconds: since this call began on its first block; begun: the blocks that were there already.
+    """
+
+    done: int
+    total: int
+    begun: int
+    seconds: float
+    layers: tuple[Layer, ...]
+    resident_bytes: int
+
+
+_ARITHMETIC = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Progress = Callable[[BlockDone], None]
 
 
 @dataclass(frozen=True)
@@ -41,10 +61,23 @@ class Result:
 
     path: Path
     method: str
+    format: str
     recipe_sha256: str
     checkpoint_sha256: str
     seconds: float
     cached: bool
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that was looked at and can be served: `plan` gives each linear layer its scheme, by full name."""
+
+    model: str
+    source: ModelDir
+    recipe: Recipe
+    plan: Mapping[str, Scheme | None]
+    format: str
+    samples: CalibrationSet | None
 
 
 def default_cache() -> Path:
@@ -54,6 +87,33 @@ def default_cache() -> Path:
     return Path(user_cache_dir("kneebench"))
 
 
+def prepare(
+    model: str | Path,
+    recipe: Recipe,
+    *,
+    calibration: Path | None = None,
+    target_gib: float | None = None,
+    device: str | None = None,
+) -> Prepared:
+    """Look at all of a request before anything is written. Raises a QuantizeError where it cannot be served.
+
+    With `target_gib` the recipe comes back with exceptions for the layers that get other bits, chosen so that the
+    checkpoint is no larger (see `allocate`).
+    """
+    path = locate(model)
+    source = open_model(path)
+    family = family_of(source.config.get("model_type"))
+    check_unquantized(path, source.config)
+    blocks = int(source.config["num_hidden_layers"])
+    samples = load_calibration(path, recipe, calibration) if recipe.calibrated or target_gib else None
+    if target_gib is not None and samples:
+        with _threads_that_pay(source.config):
+            recipe = allocate(source, recipe, samples.sequences, target_gib, device or default_device())
+    plan = recipe.plan(family, blocks)
+    shapes = {name: source.matrix_shape(f"{name}.weight") for name in plan}
+    return Prepared(str(model), source, recipe, plan, recipe.resolve_format(plan, shapes), samples)
+
+
 def quantize_model(
     model: str | Path,
     recipe: Recipe,
@@ -61,31 +121,34 @@ def quantize_model(
     out: Path | None = None,
     cache: Path | None = None,
     calibration: Path | None = None,
+    target_gib: float | None = None,
+    budget: int = BUDGET,
     progress: Progress | None = None,
     device: str | None = None,
 ) -> Result:
     """Quantize `model`, a directory or a hub name, by `recipe`, unless that was done before.
 
     The checkpoint goes to `out`, or without it to <cache>/checkpoints/<name>-<method>-<key>, where `cache` is the
-    user's cache directory by default. `calibration` is a file (see `calibration`); `device` the GPU if there is one.
-    Raises a QuantizeError, and then leaves nothing behind.
+    user's cache directory by default. `calibration` is a file (see `calibration`); `budget` the bytes of activations
+    that stay in memory; `device` the GPU if there is one. Raises a QuantizeError; finished blocks are then kept beside
+    `out` and the same call goes on from them.
     """
     started = time.perf_counter()
-    path = locate(model)
-    source = open_model(path)
-    check_family(source.config.get("model_type"))
-    check_unquantized(path, source.config)
-    samples = load_calibration(path, recipe, calibration) if recipe.calibrated else None
-    record = _record(str(model), content_hash(path), recipe, samples)
+    request = prepare(model, recipe, calibration=calibration, target_gib=target_gib, device=device)
+    path = request.source.path
+    record = _record(request.model, content_hash(path), request.recipe, request.format, request.samples)
     name = path.name if Path(model).expanduser().is_dir() else Path(model).name
     out = out or _entry(cache, name, record)
     digest = finished(out, record["key"])
     cached = digest is not None
     if digest is None:
-        with whole(out) as draft, _threads_that_pay(source.config):
-            _write(source, recipe, samples, draft, record, progress, device or _default_device())
-            digest = describe(draft, path, source.config, recipe.scheme, record)
-    return Result(out, recipe.method, recipe.sha256(), digest, time.perf_counter() - started, cached)
+        config = request.source.config
+        shards = int(config["num_hidden_layers"]) + 1
+        with drafted(out, record["key"], shards, _metadata(record)) as draft, _threads_that_pay(config):
+            _write(request, draft, budget, progress, device or default_device())
+            record |= {"layers": [asdict(layer) for layer in draft.layers]}
+            digest = describe(draft.path, path, config, request.plan, request.format, record)
+    return _result(out, record, digest, started, cached)
 
 
 def quantize_config(config: Path, recipe: Recipe, *, out: Path | None = None, cache: Path | None = None) -> Result:
@@ -96,29 +159,39 @@ def quantize_config(config: Path, recipe: Recipe, *, out: Path | None = None, ca
     started = time.perf_counter()
     source = config if config.is_dir() else config.parent
     fields = read_config(config)
-    check_family(fields.get("model_type"))
+    plan = recipe.plan(family_of(fields.get("model_type")), int(fields.get("num_hidden_layers", 1)))
     check_unquantized(config, fields)
+    format = recipe.resolve_format(plan)
     shape = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-    record = _record(str(config), shape, recipe, None)
+    record = _record(str(config), shape, recipe, format, None)
     name = source.resolve().name if config.stem == "config" or config.is_dir() else config.stem
     out = out or _entry(cache, f"{name}-config", record)
     digest = finished(out, record["key"])
     cached = digest is not None
     if digest is None:
-        with whole(out) as draft:
-            digest = describe(draft, source, fields, recipe.scheme, record)
-    return Result(out, recipe.method, recipe.sha256(), digest, time.perf_counter() - started, cached)
+        with drafted(out, record["key"], 0, {}) as draft:
+            digest = describe(draft.path, source, fields, plan, format, record)
+    return _result(out, record, digest, started, cached)
 
 
-def _record(source: str, source_sha256: str, recipe: Recipe, samples: CalibrationSet | None) -> dict[str, Any]:
+def _result(out: Path, record: Mapping[str, Any], digest: str, started: float, cached: bool) -> Result:
+    recipe = record["recipe"]
+    seconds = time.perf_counter() - started
+    return Result(out, recipe["method"], recipe["format"], record["recipe_sha256"], digest, seconds, cached)
+
+
+def _record(
+    source: str, source_sha256: str, recipe: Recipe, format: str, samples: CalibrationSet | None
+) -> dict[str, Any]:
     """What quantize.json says of a checkpoint; `key` is its identity."""
-    calibration_sha256 = samples.sha256() if samples else None
+    recipe = replace(recipe, format=format)
+    calibration_sha256 = samples.sha256() if samples and recipe.calibrated else None
     parts = (source_sha256, recipe.sha256(), calibration_sha256 or "")
     return {
         "key": hashlib.sha256("\n".join(parts).encode()).hexdigest(),
         "recipe": recipe.record(),
         "recipe_sha256": recipe.sha256(),
-        "calibration": samples.origin if samples else None,
+        "calibration": samples.origin if samples and recipe.calibrated else None,
         "calibration_sha256": calibration_sha256,
         "source": source,
         "source_sha256": source_sha256,
@@ -126,43 +199,41 @@ def _record(source: str, source_sha256: str, recipe: Recipe, samples: Calibratio
     }
 
 
+def _metadata(record: Mapping[str, Any]) -> dict[str, str]:
+    """What each shard says of itself."""
+    return {name: str(record[name]) for name in ("tool", "recipe_sha256", "calibration_sha256", "source_sha256")}
+
+
 def _entry(cache: Path | None, name: str, record: Mapping[str, Any]) -> Path:
     """Where in the cache the checkpoint of `record` belongs."""
     return (cache or default_cache()) / "checkpoints" / f"{name}-{record['recipe']['method']}-{record['key'][:12]}"
 
 
-def _write(
-    source: ModelDir,
-    recipe: Recipe,
-    samples: CalibrationSet | None,
-    draft: Path,
-    record: Mapping[str, Any],
-    progress: Progress | None,
-    device: str,
-) -> None:
+def _write(request: Prepared, draft: Draft, budget: int, progress: Progress | None, device: str) -> None:
     """Quantize block by block, a shard each, into `draft`; the last shard is all that lies outside of the blocks."""
-    blocks = int(source.config["num_hidden_layers"])
-    metadata = {name: str(record[name]) for name in ("tool", "recipe_sha256", "calibration_sha256", "source_sha256")}
-    writer = Writer(draft, blocks + 1, metadata)
-    for step in walk(source, samples.sequences if samples else (), device):
-        quantized = _quantize(step, recipe)
-        state = step.block.state_dict()
-        packed = {f"{name}.weight" for name in quantized}
-        kept = {name: state[name].to("cpu", dtype) for name, dtype in step.stored.items() if name not in packed}
-        writer.add(pack_block(step.prefix, kept, quantized))
-        with torch.no_grad():
-            for name, values in quantized.items():  # the next block is to see what this one became
-                linear(step.block, name).weight.copy_(dequantize(values))
-        if progress:
-            progress(step.index + 1, step.total)
-    writer.add(source.read(name for name in source.files if not name.startswith("model.layers.")))
-    writer.finish()
-
-
-def _quantize(step: Step, recipe: Recipe) -> dict[str, Quantized]:
-    if recipe.method == "awq":
-        return awq.quantize_block(step.block, step.stats, recipe.scheme, step.heads, step.stored)
-    return rtn.quantize_block(step.block, recipe.scheme)
+    source, method = request.source, METHODS[request.recipe.method]
+    process = psutil.Process()
+    with Store(budget, draft.path) as store:
+        sequences = request.samples.sequences if request.samples and method.calibrated else ()
+        draft.restore(store)
+        begun, started = draft.done, time.perf_counter()
+        arithmetic = _ARITHMETIC[request.recipe.arithmetic]
+        for step in walk(source, sequences, device, store=store, start=draft.done, arithmetic=arithmetic):
+            schemes = {n: s for n in step.family.linears if (s := request.plan[step.prefix + n])}
+            quantized, layers = quantize_block(step, method, request.recipe.grid_search, schemes.get)
+            state = step.block.state_dict()
+            integers = {name: (values, schemes[name]) for name, values in quantized.items()}
+            weights = {f"{name}.weight" for name in integers}
+            kept = {name: state[name].to("cpu", dtype) for name, dtype in step.stored.items() if name not in weights}
+            tensors = pack_block(step.prefix, kept, integers, request.format)
+            draft.add_block(tensors, layers, store if sequences else None)
+            if progress:
+                seconds = time.perf_counter() - started
+                held = process.memory_info().rss
+                progress(BlockDone(step.index + 1, step.total, begun, seconds, tuple(layers), held))
+    outside = [name for name in source.files if not name.startswith("model.layers.")]
+    draft.add(source.read(outside), draft.shards)
+    draft.finish()
 
 
 @contextmanager
@@ -181,7 +252,8 @@ def _threads_that_pay(config: Mapping[str, Any]) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _default_device() -> str:
+def default_device() -> str:
+    """The GPU if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -1,40 +1,48 @@
 """How far a run is, on stderr: a bar where somebody watches, one plain line a block where a log does."""
 
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+
+from quantize.job import BlockDone, Progress
 
 
 @contextmanager
-def reporter() -> Iterator[Callable[[int, int], None]]:
-    """A function to call with the blocks done and the blocks in all; the bar goes when the body ends."""
+def reporter() -> Iterator[Progress]:
+    """A function to call after each block; the bar goes when the body ends."""
     if not sys.stderr.isatty():
-        started = time.perf_counter()
-
-        def line(done: int, total: int) -> None:
-            print(f"block {done}/{total}  {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
-
-        yield line
+        yield lambda block: print(line(block), file=sys.stderr, flush=True)
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (
-        TextColumn("quantizing block"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("blocks", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    columns = (TextColumn("quantizing block"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda block: bar.update(task, completed=block.done, total=block.total, description=_fate(block))
+
+
+def line(block: BlockDone) -> str:
+    """`block 3/24  worst down_proj 21.4 dB, mean 24.0 dB  12.1 s, 88 s left  1.02 GiB`."""
+    return f"block {block.done}/{block.total}  {_fate(block)}"
+
+
+def _fate(block: BlockDone) -> str:
+    """What the block lost, the time left at this pace, and what the process holds.
+
+    The loss is that of the outputs where there is calibration, else of the weights.
+    """
+    parts = []
+    known = [
+        (layer.weight_sqnr_db if layer.output_sqnr_db is None else layer.output_sqnr_db, layer.name)
+        for layer in block.layers
+    ]
+    losses = [(loss, name) for loss, name in known if loss is not None]
+    if losses:
+        worst, name = min(losses)
+        mean = sum(loss for loss, _ in losses) / len(losses)
+        parts.append(f"SQNR {mean:.1f} dB, worst {worst:.1f} ({name.rpartition('.')[2]})")
+    left = block.seconds / (block.done - block.begun) * (block.total - block.done)
+    parts.append(f"{block.seconds:.1f} s, {left:.0f} s left")
+    parts.append(f"{block.resident_bytes / 2**30:.2f} GiB")
+    return "  ".join(parts)

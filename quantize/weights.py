@@ -44,6 +44,37 @@ class ModelDir:
                 tensors.update({name: opened.get_tensor(name) for name in wanted})
         return tensors
 
+    def rows(self, name: str, indices: Tensor) -> Tensor:
+        """Some rows of one tensor, int64 [n] -> [n, ...], reading no others. Raises ModelError as `read` does."""
+        if name not in self.files:
+            self.read([name])
+        with safe_open(self.files[name], framework="pt") as opened:
+            found: Tensor = opened.get_tensor(name)[indices]  # mapped: only the pages that are looked at are read
+        return found
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one tensor, from its file's header. Raises ModelError as `read` does."""
+        if name not in self.files:
+            self.read([name])
+        with safe_open(self.files[name], framework="pt") as opened:
+            return tuple(opened.get_slice(name).get_shape())
+
+    def matrix_shape(self, name: str) -> tuple[int, int]:
+        """(outputs, inputs) of a weight matrix. Raises ModelError where it is none."""
+        shape = self.shape(name)
+        if len(shape) != 2:
+            raise ModelError(f"{name} of shape {shape}", "a matrix", "Fetch the model again")
+        return shape[0], shape[1]
+
+    def nbytes(self, name: str) -> int:
+        """What one tensor takes in its file, in bytes. Raises ModelError as `read` does."""
+        count = 1
+        for size in self.shape(name):
+            count *= size
+        with safe_open(self.files[name], framework="pt") as opened:
+            width: int = opened.get_slice(name)[:0].element_size()
+        return count * width
+
     def names(self, prefix: str) -> list[str]:
         """The names of the tensors under `prefix`, sorted."""
         return sorted(name for name in self.files if name.startswith(prefix))

@@ -1,26 +1,27 @@
 """AWQ: folds that change nothing, a loss that is what it says, and less error than rounding to nearest."""
 
-import copy
 import json
 from pathlib import Path
 
 import pytest
 import tiny_model
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from quantize import awq
-from quantize.blocks import FAMILIES, FOLDS, LINEARS, Heads, apply_fold, heads_of, linear, tie
+from quantize.blocks import FAMILIES, Heads, Site, linear
 from quantize.fidelity import Fidelity, compare, load_dequantized, load_original
 from quantize.job import quantize_model
-from quantize.recipe import Recipe
-from quantize.scheme import Scheme, dequantize, quantize
-from quantize.walk import InputStats, Step, walk
+from quantize.methods import METHODS, quantize_block
+from quantize.recipe import Recipe, default_scheme
+from quantize.scheme import Scheme, dequantize, loss, quantize, search
+from quantize.walk import InputStats, Step, forward, hidden, walk
 from quantize.weights import open_model
 
 DEMO = Path(__file__).parent.parent / "scenarios" / "demo-model"
 SCHEME = Scheme(4, 64)
+MLP = Site(("mlp.down_proj",), "mlp.up_proj", "up")
 TOKENS = [torch.randint(0, 256, (48,), generator=torch.Generator().manual_seed(i)).tolist() for i in range(8)]
 
 
@@ -42,102 +43,23 @@ def inputs(loud: tuple[int, ...] = ()) -> Tensor:
 
 
 def stats_of(x: Tensor) -> InputStats:
-    return InputStats(x.T @ x / len(x), x.abs().mean(dim=0))
+    return InputStats(x.T @ x / len(x), x.abs().amax(dim=0), len(x))
 
 
 def test_the_trace_is_the_error_of_the_output() -> None:
     x, difference = inputs(loud=(3,)), torch.randn(32, 128, generator=torch.Generator().manual_seed(2))
     explicit = ((x.double() @ difference.double().T) ** 2).sum() / len(x)
-    assert awq.loss(difference, stats_of(x).gram) == pytest.approx(float(explicit), rel=1e-5)
-
-
-def test_the_walk_sees_what_the_model_sees(tiny: Path) -> None:
-    """Statistics of every block, gathered one at a time, are those of the whole model's own forward."""
-    model = load_original(tiny)
-    seen: dict[str, list[Tensor]] = {}
-    for i, layer in enumerate(model.model.layers):
-        for name in LINEARS:
-            keep = seen.setdefault(f"{i}.{name}", [])
-            layer.get_submodule(name).register_forward_pre_hook(lambda _, x, keep=keep: keep.append(x[0][0]))
-    for ids in TOKENS:
-        model(input_ids=torch.tensor([ids]))
-    for step in walk(open_model(tiny), TOKENS):
-        for name in LINEARS:
-            expected = stats_of(torch.cat(seen[f"{step.index}.{name}"]))
-            assert torch.allclose(step.stats[name].gram, expected.gram, rtol=1e-3, atol=1e-4)
-            assert torch.allclose(step.stats[name].abs_mean, expected.abs_mean, rtol=1e-3, atol=1e-5)
-
-
-def test_padding_is_not_counted(tiny: Path) -> None:
-    """Two sequences of unlike length in one batch give the statistics that they give one by one."""
-    long, short = TOKENS[0], TOKENS[1][:7]
-    together = next(walk(open_model(tiny), [long, short])).stats
-    alone = [next(walk(open_model(tiny), [ids])).stats for ids in (long, short)]
-    for name in LINEARS:
-        expected = sum(len(ids) * each[name].gram for ids, each in zip((long, short), alone, strict=True)) / (
-            len(long) + len(short)
-        )
-        assert torch.allclose(together[name].gram, expected, rtol=1e-3, atol=1e-4)
-
-
-def test_folding_leaves_the_function_as_it_was(tiny: Path) -> None:
-    model = load_original(tiny)
-    folded = copy.deepcopy(model)
-    heads = heads_of(model.config)
-    generator = torch.Generator().manual_seed(3)
-    for block in folded.model.layers:
-        for fold in FOLDS:
-            width = linear(block, fold.linears[0]).in_features
-            scale = tie(torch.rand(width, generator=generator) * 3.9 + 0.1, fold, heads)
-            apply_fold(block, fold, scale, heads, torch.float32)
-    ids = torch.tensor(TOKENS)
-    assert torch.allclose(folded(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-4)
-
-
-def test_a_norm_stored_in_bfloat16_costs_the_fold_nothing() -> None:
-    """The linear layers take up what the norm loses by its rounding."""
-    block = nn.ModuleDict({"input_layernorm": nn.RMSNorm(128), "self_attn": nn.ModuleDict()})
-    attention = block["self_attn"]
-    assert isinstance(attention, nn.ModuleDict)
-    for name in ("q_proj", "k_proj", "v_proj"):
-        attention[name] = nn.Linear(128, 8)
-    before = copy.deepcopy(block)
-    scale = torch.rand(128, generator=torch.Generator().manual_seed(4)) + 0.3
-    applied = apply_fold(block, FOLDS[0], scale, Heads(2, 2, 4), torch.bfloat16)
-    norm = block["input_layernorm"].weight
-    assert torch.equal(norm, norm.to(torch.bfloat16).float())
-    assert torch.allclose(applied, scale, rtol=2**-7)
-    x = torch.randn(16, 128, generator=torch.Generator().manual_seed(5))
-    for name in ("q_proj", "k_proj", "v_proj"):
-        after = attention[name](block["input_layernorm"](x))
-        assert torch.allclose(after, before["self_attn"][name](before["input_layernorm"](x)), atol=1e-5)
-
-
-def test_a_dead_channel_is_left_alone() -> None:
-    block = nn.ModuleDict({"post_attention_layernorm": nn.RMSNorm(8), "mlp": nn.ModuleDict()})
-    mlp = block["mlp"]
-    assert isinstance(mlp, nn.ModuleDict)
-    mlp["gate_proj"], mlp["up_proj"] = nn.Linear(8, 8), nn.Linear(8, 8)
-    with torch.no_grad():
-        block["post_attention_layernorm"].weight[3] = 0
-    applied = apply_fold(block, FOLDS[2], torch.full((8,), 2.0), Heads(1, 1, 8), torch.float16)
-    assert applied.tolist() == [2, 2, 2, 1, 2, 2, 2, 2]
-
-
-def test_repeated_heads_share_a_factor() -> None:
-    heads = Heads(query=4, key_value=2, size=1)
-    assert tie(torch.tensor([1.0, 3.0, 10.0, 20.0]), FOLDS[1], heads).tolist() == [2, 2, 15, 15]
-    assert tie(torch.tensor([1.0, 3.0, 10.0, 20.0]), FOLDS[3], heads).tolist() == [1, 3, 10, 20]
+    assert loss(difference, stats_of(x).gram) == pytest.approx(float(explicit), rel=1e-5)
 
 
 def test_loud_channels_are_found_and_saved() -> None:
     """The planted outliers, 40 times louder: scaling takes off at least three quarters of the error of nearest."""
     weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(6))
     seen = stats_of(inputs(loud=(5, 77)))
-    scale = awq.best_scale([weight], seen, Scheme(), FOLDS[3], Heads(1, 1, 1))
+    scale = awq.best_scale([(weight, Scheme())], seen, MLP, Heads(1, 1, 1))
     assert set(scale.topk(2).indices.tolist()) == {5, 77}
-    nearest = awq.loss(weight - dequantize(quantize(weight, Scheme())), seen.gram)
-    _, found = awq.clip(weight * scale, seen.gram / torch.outer(scale, scale), Scheme())
+    nearest = loss(weight - dequantize(quantize(weight, Scheme())), seen.gram)
+    _, found = search(weight * scale, Scheme(), seen.scaled(scale).gram)
     assert found < nearest / 4
 
 
@@ -145,22 +67,63 @@ def test_loud_channels_are_found_and_saved() -> None:
 def test_no_layer_is_worse_than_nearest_by_its_own_loss(seed: int) -> None:
     weight = torch.randn(16, 128, generator=torch.Generator().manual_seed(seed)) ** 3
     seen = stats_of(inputs())
-    nearest = awq.loss(weight - dequantize(quantize(weight, SCHEME)), seen.gram)
-    quantized, clipped = awq.clip(weight, seen.gram, SCHEME)
+    nearest = loss(weight - dequantize(quantize(weight, SCHEME)), seen.gram)
+    quantized, clipped = search(weight, SCHEME, seen.gram)
     assert clipped <= nearest
-    assert awq.loss(weight - dequantize(quantized), seen.gram) == pytest.approx(clipped)
+    assert loss(weight - dequantize(quantized), seen.gram) == pytest.approx(clipped)
 
 
-def test_a_block_keeps_its_function_and_gets_closer_than_nearest(tiny: Path) -> None:
+def statistics_of(path: Path) -> dict[Site, InputStats]:
+    """What each site of the first block sees with nothing quantized."""
+    found: dict[Site, InputStats] = {}
+    first(path).advance(found.__setitem__)
+    return found
+
+
+def outputs_of_block(step: Step) -> Tensor:
+    """The block's outputs on the calibration set as it is now, at the real places."""
+    assert step.flow is not None
+    return torch.cat([forward(step, hidden(step, b), b)[real] for b, real in enumerate(step.flow.real)])
+
+
+def error_of_block(path: Path, method: str) -> float:
+    """||h - h_quantized||^2 / ||h||^2 of the first block's outputs, with everything before it exact."""
+    step = first(path)
+    before = outputs_of_block(step)
+    given = {name: hidden for name in step.flow.store.names() if (hidden := step.flow.store.get(name)) is not None}
+    quantize_block(step, METHODS[method], "minmax", lambda _: SCHEME)
+    for name, hidden in given.items():
+        step.flow.store.put(name, hidden)
+    return float(((outputs_of_block(step) - before) ** 2).sum() / (before**2).sum())
+
+
+def test_on_a_block_with_planted_outliers_awq_cuts_the_error_to_a_third(tiny: Path) -> None:
+    """Four channels of each norm are twenty times louder than the rest (`tools/tiny_model.py`).
+
+    Where no fold reaches it is less: Phi's fc2 has none, and Gemma 3's norms behind each half weigh the errors anew.
+    """
+    least = {"phi": 2.5, "gemma3_text": 2.5}.get(tiny.name, 3)
+    assert error_of_block(tiny, "awq") <= error_of_block(tiny, "rtn") / least
+
+
+def test_gptq_after_awq_is_better_than_either(tiny: Path) -> None:
+    both = error_of_block(tiny, "awq+gptq")
+    assert both < error_of_block(tiny, "awq")
+    assert both < error_of_block(tiny, "gptq")
+
+
+def test_the_loss_that_a_layer_reports_is_that_of_its_outputs(tiny: Path) -> None:
     step = first(tiny)
-    weights = {name: linear(step.block, name).weight.clone() for name in LINEARS}
-    quantized = awq.quantize_block(step.block, step.stats, SCHEME, step.heads, step.stored)
-    for fold in FOLDS[::2]:  # these see the same input as before, over the factor that their norm was divided by
-        for name in fold.linears[:1]:
-            scale = (linear(step.block, name).weight / weights[name]).nanmedian(dim=0).values
-            error = weights[name] - dequantize(quantized[name]) / scale
-            nearest = weights[name] - dequantize(quantize(weights[name], SCHEME))
-            assert awq.loss(error, step.stats[name].gram) < awq.loss(nearest, step.stats[name].gram) / 1.5
+    site = step.family.stages[0].inputs
+    seen = statistics_of(path=tiny)[site]
+    weights = {name: linear(step.block, name).weight.clone() for name in site.linears}
+    _, layers = quantize_block(step, METHODS["gptq"], "minmax", lambda _: SCHEME)
+    for layer, name in zip(layers, site.linears, strict=False):
+        difference = weights[name] - linear(step.block, name).weight
+        ratio = loss(weights[name], seen.gram) / loss(difference, seen.gram)
+        assert layer.name == step.prefix + name
+        assert layer.output_sqnr_db == pytest.approx(10 * torch.log10(torch.tensor(ratio)).item(), abs=1e-3)
+        assert layer.damping == 0.003
 
 
 def heldout() -> list[list[int]]:
@@ -179,15 +142,19 @@ def heldout() -> list[list[int]]:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Fidelity]:
     original, sequences = load_original(DEMO), heldout()
     found = {}
-    for method in ("rtn", "awq"):
+    for method in ("rtn", "awq", "gptq", "awq+gptq"):
         out = tmp_path_factory.mktemp("demo") / method
-        quantize_model(DEMO, Recipe(method), out=out)
+        quantize_model(DEMO, Recipe(method, default_scheme(method, symmetric=False)), out=out)
         found[method] = compare(original, load_dequantized(out), sequences)
     return found
 
 
-def test_awq_beats_nearest_in_kl_on_the_demo_model(demo: dict[str, Fidelity]) -> None:
-    assert 0 < demo["awq"].kl_nats < demo["rtn"].kl_nats
+def test_awq_beats_nearest_in_kl_on_the_demo_model_by_far(demo: dict[str, Fidelity]) -> None:
+    assert 0 < demo["awq"].kl_nats < 0.85 * demo["rtn"].kl_nats
+
+
+def test_gptq_after_awq_beats_either_in_kl_on_the_demo_model(demo: dict[str, Fidelity]) -> None:
+    assert demo["awq+gptq"].kl_nats < 0.8 * min(demo["awq"].kl_nats, demo["gptq"].kl_nats)
 
 
 def test_awq_beats_nearest_in_every_block_of_the_demo_model(demo: dict[str, Fidelity]) -> None:

@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from quantize import job
 from quantize.calibration import draw, load
-from quantize.checkpoint import RECORD, whole
+from quantize.checkpoint import RECORD, drafted
 from quantize.errors import CalibrationError, ModelError, OutputError, SchemeError
 from quantize.fidelity import load_dequantized
 from quantize.job import Result, quantize_config, quantize_model
@@ -97,8 +98,13 @@ def test_an_untied_head_is_kept(tmp_path: Path) -> None:
 
 def test_a_checkpoint_says_what_made_it(made: Result, model: Path) -> None:
     record = json.loads((made.path / RECORD).read_text())
-    assert record["recipe"] == AWQ.record()
-    assert record["recipe_sha256"] == made.recipe_sha256 == AWQ.sha256()
+    assert record["recipe"] == replace(AWQ, format="awq").record()
+    assert record["recipe_sha256"] == made.recipe_sha256 == replace(AWQ, format="awq").sha256()
+    assert [layer["name"] for layer in record["layers"]][:2] == [
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.0.self_attn.k_proj",
+    ]
+    assert len(record["layers"]) == 14 and all(layer["output_sqnr_db"] > 10 for layer in record["layers"])
     assert record["checkpoint_sha256"] == made.checkpoint_sha256 == content_hash(made.path)
     assert record["source_sha256"] == content_hash(model)
     assert record["calibration"] == "built-in: pydoc topics"
@@ -122,27 +128,36 @@ def test_the_same_run_twice_gives_the_same_bytes(made: Result, model: Path, tmp_
 # Whole or absent
 
 
-def test_a_run_that_fails_leaves_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_fails_leaves_no_checkpoint(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> str:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(job, "describe", fail)
     with pytest.raises(KeyboardInterrupt):
         quantize_model(model, RTN, out=tmp_path / "deep" / "rtn")
+    assert not (tmp_path / "deep" / "rtn").exists()
+
+
+def test_a_run_that_fails_before_its_first_block_leaves_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "walk", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        quantize_model(model, RTN, out=tmp_path / "deep" / "rtn")
     assert list((tmp_path / "deep").iterdir()) == []
 
 
 def test_the_name_appears_when_the_content_is_whole(tmp_path: Path) -> None:
-    with whole(tmp_path / "out") as draft:
-        (draft / "a").write_text("a")
-        assert draft.parent == tmp_path and not (tmp_path / "out").exists()
+    with drafted(tmp_path / "out", "key", 0, {}) as draft:
+        (draft.path / "a").write_text("a")
+        assert draft.path.parent == tmp_path and not (tmp_path / "out").exists()
     assert (tmp_path / "out" / "a").read_text() == "a"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_place_taken_meanwhile_is_left_alone(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="not empty"), whole(tmp_path / "out") as draft:
-        (draft / "mine").write_text("")
+    with pytest.raises(OutputError, match="not empty"), drafted(tmp_path / "out", "key", 0, {}) as draft:
+        (draft.path / "mine").write_text("")
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "theirs").write_text("")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["theirs"]
@@ -243,7 +258,7 @@ def test_a_truncated_shard_is_refused(model: Path, tmp_path: Path) -> None:
 def test_a_config_that_contradicts_itself_is_refused(model: Path, tmp_path: Path) -> None:
     config = json.loads((copy_of(model, tmp_path / "model") / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-    with pytest.raises(ModelError, match="config.json.*num_hidden_layers"):
+    with pytest.raises(ModelError, match="no tensor model.layers.2.*that its config.json implies"):
         quantize_model(tmp_path / "model", RTN, out=tmp_path / "out")
 
 
@@ -270,8 +285,8 @@ def test_a_quantized_model_is_not_quantized_again(made: Result, tmp_path: Path) 
 
 def test_a_family_whose_folds_are_unknown_is_refused(model: Path, tmp_path: Path) -> None:
     config = json.loads((copy_of(model, tmp_path / "model") / "config.json").read_text())
-    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"model_type": "gemma2"}))
-    with pytest.raises(ModelError, match="'gemma2'.*llama, mistral, qwen2, qwen3"):
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
+    with pytest.raises(ModelError, match="'mamba'.*llama, mistral, qwen2, qwen3"):
         quantize_model(tmp_path / "model", RTN, out=tmp_path / "out")
 
 

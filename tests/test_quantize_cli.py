@@ -24,7 +24,15 @@ def test_a_run_ends_in_one_line_of_json(model: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "quantize", str(model), "--method", "awq", "--out", str(tmp_path / "o"), *SMALL]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
-    assert list(result) == ["path", "method", "recipe_sha256", "checkpoint_sha256", "seconds", "cached"]
+    assert list(result) == [
+        "path",
+        "method",
+        "format",
+        "recipe_sha256",
+        "checkpoint_sha256",
+        "seconds",
+        "cached",
+    ]
     assert result["path"] == str(tmp_path / "o") and result["method"] == "awq" and result["cached"] is False
     assert [line.split("  ")[0] for line in done.stderr.splitlines()] == ["block 1/2", "block 2/2"]
 
@@ -50,7 +58,17 @@ def test_a_config_alone(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     ("extra", "message"),
     [
         (["--method", "gguf"], "method = 'gguf'. Allowed: rtn, awq"),
-        (["--bits", "3"], "Choose --bits 4"),
+        (["--bits", "3", "--format", "awq"], "compressed-tensors can hold this"),
+        (["--bits", "5"], "2, 3, 4 or 8"),
+        (["--format", "gguf"], "awq, gptq, compressed-tensors"),
+        (["--format", "gptq"], "Choose --format awq"),
+        (["--keep", "down_proj"], "PATTERN=BITSbit"),
+        (["--keep", "experts=8bit"], "matches"),
+        (["--keep", "q_proj=8bit"], "fuses into one matrix"),
+        (["--search", "best"], "minmax, mse, output"),
+        (["--search", "output"], "Choose --search mse"),
+        (["--activation-bits", "4"], "W8A8"),
+        (["--target-gib", "0.0001", *SMALL], "or more with 4 bits"),
         (["--group-size", "96"], "group size = 96"),
         (["--samples", "0"], "Raise --samples"),
         (["--calibration", "absent.jsonl", *SMALL], "absent.jsonl"),

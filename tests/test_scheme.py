@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantize.errors import SchemeError
-from quantize.scheme import Scheme, dequantize, quantize, round_scales
+from quantize.scheme import Scheme, dequantize, fake_quantize_tokens, grid, quantize, round_scales
 
 FOUR = Scheme(bits=4, group_size=4)
 
@@ -25,11 +25,48 @@ def test_a_group_by_hand() -> None:
 
 
 def test_a_symmetric_group_by_hand() -> None:
-    # max|w| = 3.5: s = 3.5/7 = 0.5, z = 8.
-    quantized = quantize(row(-3.5, 0.0, 0.5, 1.2), Scheme(4, 4, symmetric=True))
+    # max|w| = 3.75: s = 3.75/7.5 = 0.5, z = 8; -3.75 is -7.5 steps, which rounds to the even -8.
+    quantized = quantize(row(-3.75, 0.0, 0.5, 1.2), Scheme(4, 4, symmetric=True))
     assert quantized.scales.item() == 0.5
-    assert quantized.q.tolist() == [[1, 8, 9, 10]]
-    assert dequantize(quantized).tolist() == [[-3.5, 0.0, 0.5, 1.0]]
+    assert quantized.q.tolist() == [[0, 8, 9, 10]]
+    assert dequantize(quantized).tolist() == [[-4.0, 0.0, 0.5, 1.0]]
+
+
+def test_two_bits_symmetric_have_four_levels() -> None:
+    # s = 1.5/1.5 = 1: -2, -1, 0 and 1.
+    quantized = quantize(row(-1.5, -1.0, 0.2, 1.5), Scheme(2, 4, symmetric=True))
+    assert dequantize(quantized).tolist() == [[-2.0, -1.0, 0.0, 1.0]]
+
+
+def test_per_channel_is_one_group_a_row() -> None:
+    weight = torch.randn(3, 24, generator=torch.Generator().manual_seed(0))
+    whole, grouped = quantize(weight, Scheme(8, -1)), quantize(weight, Scheme(8, 24))
+    assert whole.scales.shape == (3, 1)
+    assert all(torch.equal(a, b) for a, b in zip(whole, grouped, strict=True))
+
+
+def test_compressed_tensors_finds_the_same_grids() -> None:
+    """But for the rounding of the scales, which is ours (the module's docstring says why)."""
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    weight = torch.randn(16, 128, generator=torch.Generator().manual_seed(0))
+    groups = weight.view(16, 4, 32)
+    for bits in (2, 3, 4, 8):
+        for symmetric in (True, False):
+            arguments = QuantizationArgs(num_bits=bits, symmetric=symmetric, strategy="group", group_size=32)
+            theirs, zeros = calculate_qparams(groups.amin(dim=-1), groups.amax(dim=-1), arguments)
+            ours = grid(weight, Scheme(bits, 32, symmetric))
+            assert torch.allclose(ours.scales.float(), theirs, rtol=2**-8)
+            # Theirs are signed; a zero point near .5 may round the other way with the scale rounded.
+            assert torch.all((ours.zeros.int() - (zeros.int() + (1 << (bits - 1)))).abs() <= (0 if symmetric else 1))
+
+
+def test_activations_are_scaled_by_token() -> None:
+    x = torch.tensor([[1.0, -127.0, 0.4], [0.5, 0.25, 12.7]])
+    assert torch.allclose(fake_quantize_tokens(x, 8), torch.tensor([[1.0, -127.0, 0.0], [0.5, 0.2, 12.7]]), atol=1e-6)
+    assert torch.equal(fake_quantize_tokens(torch.zeros(2, 3), 8), torch.zeros(2, 3))
+    assert fake_quantize_tokens(torch.tensor([[7.0, 3.4, -0.6]]), 4).tolist() == [[7.0, 3.0, -1.0]]
 
 
 def test_groups_are_independent() -> None:
@@ -106,7 +143,7 @@ def test_a_group_size_that_does_not_divide_names_one_that_does() -> None:
         quantize(torch.ones(8, 192), Scheme(4, 128))
 
 
-@pytest.mark.parametrize(("bits", "group_size"), [(1, 128), (9, 128), (4, 0), (4, -1)])
+@pytest.mark.parametrize(("bits", "group_size"), [(1, 128), (9, 128), (5, 128), (4, 0), (4, -2)])
 def test_a_scheme_that_cannot_be_is_refused(bits: int, group_size: int) -> None:
     with pytest.raises(SchemeError):
         Scheme(bits, group_size)
