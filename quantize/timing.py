@@ -105,7 +105,7 @@ def measure(device: str = "cpu") -> Rates:
     scheme = Scheme(4, _GROUP)
     many = _least(lambda: search(weight, scheme, gram, SHRINKS[:6]), device)
     few = _least(lambda: search(weight, scheme, gram, SHRINKS[:2]), device)
-    shrink = max((many - few) / 4, 1e-9) / weight.numel()
+    shrink = max((many - few) / 4, many / 18) / weight.numel()  # noise can make the difference nothing
 
     found = gptq.factor(torch.eye(128, device=device))
     spans = {}
