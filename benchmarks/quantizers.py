@@ -77,6 +77,9 @@ RECIPES = (
     Recipe(OURS, "gptq", True),
     Recipe("llmcompressor", "gptq", True),
     Recipe(OURS, "gptq", True, flags=("--arithmetic", "bfloat16"), note="bfloat16 forward"),
+    Recipe(
+        OURS, "gptq", True, flags=("--arithmetic", "bfloat16", "--ram-gib", "0.25"), note="bfloat16 forward, in memory"
+    ),
     Recipe(OURS, "awq+gptq", True),
     Recipe("llmcompressor", "gptq-mse", True),
     Recipe("gptqmodel", "gptq", True),

@@ -27,6 +27,7 @@ class Store:
         self._directory: Path | None = None
         self._held: dict[str, Tensor] = {}
         self._spilled: dict[str, torch.Size] = {}
+        self._files: set[str] = set()  # written before: the next tensor of that name goes over the old one's pages
         self._bytes = 0
         self.spilled_bytes = 0
 
@@ -43,11 +44,14 @@ class Store:
         if held is not None:
             self._bytes -= held.nbytes
         if self._bytes + tensor.nbytes <= self.budget:
-            self._forget_file(name)
+            self._spilled.pop(name, None)
             self._held[name] = tensor
             self._bytes += tensor.nbytes
             return
-        tensor.numpy().tofile(self._file(name))
+        with open(self._file(name), "r+b" if name in self._files else "wb") as file:
+            tensor.numpy().tofile(file)
+            file.truncate()
+        self._files.add(name)
         self._spilled[name] = tensor.shape
         self.spilled_bytes += tensor.nbytes
 
@@ -68,21 +72,18 @@ class Store:
         held = self._held.pop(name, None)
         if held is not None:
             self._bytes -= held.nbytes
-        self._forget_file(name)
+        self._spilled.pop(name, None)
         return tensor
 
     def close(self) -> None:
         """Forget all, and remove the files."""
         self._held.clear()
         self._spilled.clear()
+        self._files.clear()
         self._bytes = 0
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
-
-    def _forget_file(self, name: str) -> None:
-        if self._spilled.pop(name, None) is not None:
-            self._file(name).unlink(missing_ok=True)
 
     def _file(self, name: str) -> Path:
         if self._directory is None:
