@@ -8,16 +8,20 @@ channel's share of the error (paper, eq. 4):
 
 The search runs over one exponent (eq. 5), with x the root mean square of each channel:
 
-    s = x^a        a in {0, 0.05, ..., 0.95}, every second first, then the neighbours of the best
+    s = x^a        a in {0, 0.05, ..., 0.95}, every fourth first, then nearer and nearer neighbours of the best
 
 The inverse factor goes into the operation before (`blocks.Site`) and costs nothing when served. Q clips: each group's
 range is narrowed by the factor that suits it best (`scheme.search`), which gives its outermost weights an error and all
-others a finer step. a = 0 without clipping is round-to-nearest: the search starts there and leaves it only for less
-loss. With `--method awq+gptq` the folds are the same and the rounding is GPTQ's.
+others a finer step. a = 0 without clipping is round-to-nearest. With `--method awq+gptq` the folds are the same and the
+rounding is GPTQ's.
 
 Every loss is a trace with the Gram matrix G of the inputs (`walk.InputStats`), so nothing is run forward:
 
     || (W - What) X' ||^2 / tokens = tr(D G D')      D = W - What
+
+Scales are ranked by its largest part, the groups' own errors (`scheme.least_error`), on a sample of the rows; what one
+group's error adds to another's is in the last search of the clipping. (KL over all judged tokens at 4 bits 0.0039 so,
+0.0042 with the whole trace of all rows, which takes a third more time, and three times as long on wide layers.)
 
 Where this differs from the authors' code, and why (KL in nats of the demo model at 4 bits, 65,536 tokens of
 calibration, over windows / over conversations; differences of a tenth are within what another draw of text does):
@@ -41,10 +45,16 @@ import torch
 from torch import Tensor
 
 from quantize.blocks import Heads, Site, tie
-from quantize.scheme import Scheme, search
+from quantize.scheme import SHRINKS, Scheme, diagonal_blocks, least_error
 from quantize.walk import InputStats
 
 EXPONENTS = tuple(i / 20 for i in range(20))
+STRIDES = (4, 2, 1)
+"""Of the exponents: all of the first, then the two neighbours of the best."""
+CLIPPED = SHRINKS[::2]
+"""The factors that a scale is ranked with."""
+ROWS = 256
+"""Of each layer at most: they rank the scales as all of them do."""
 _QUIETEST = 1e-4  # of the loudest channel: one that never spoke on the calibration data may speak later
 
 
@@ -55,18 +65,27 @@ def best_scale(weights: Sequence[tuple[Tensor, Scheme]], seen: InputStats, site:
     No scale at all, which is a = 0, is among those tried.
     """
     loudness = tie(seen.gram.diagonal().sqrt(), site, heads)
+    sampled = [(weight[:: -(-len(weight) // ROWS)], scheme, len(weight)) for weight, scheme in weights]
+    blocks = {scheme: diagonal_blocks(seen.gram, scheme.groups(len(seen.gram))) for _, scheme, _ in sampled}
 
     def total(exponent: float) -> float:
         scale = _scale(loudness, exponent)
-        gram = seen.gram / torch.outer(scale, scale)
-        return sum(search(weight * scale, scheme, gram, sweeps=0)[1] for weight, scheme in weights)
+        found = 0.0
+        for weight, scheme, rows in sampled:
+            inverse = (1 / scale).view(len(blocks[scheme]), -1)
+            gram = blocks[scheme] * inverse[:, :, None] * inverse[:, None, :]
+            found += least_error(weight * scale, scheme, gram, CLIPPED) * rows / len(weight)
+        return found
 
-    losses = {exponent: total(exponent) for exponent in EXPONENTS[::2]}
-    near = EXPONENTS.index(min(losses, key=losses.__getitem__))
-    losses |= {
-        exponent: total(exponent) for exponent in EXPONENTS[max(near - 1, 0) : near + 2] if exponent not in losses
-    }
-    return _scale(loudness, min(losses, key=losses.__getitem__))
+    losses: dict[int, float] = {}
+    near = 0
+    for stride in STRIDES:
+        everywhere = range(0, len(EXPONENTS), stride)
+        for i in (near - stride, near + stride) if losses else everywhere:
+            if i not in losses and 0 <= i < len(EXPONENTS):
+                losses[i] = total(EXPONENTS[i])
+        near = min(losses, key=losses.__getitem__)
+    return _scale(loudness, EXPONENTS[near])
 
 
 def _scale(x: Tensor, exponent: float) -> Tensor:

@@ -126,8 +126,7 @@ class Draft:
         folder = self._hidden_of(self.done)
         folder.mkdir(exist_ok=True)
         names = [name for name in store.names() if name.startswith("hidden.")]
-        for name in names:
-            np.save(folder / f"{name}.npy", store.get(name).numpy())
+        store.save(names, folder)
         return names
 
     def _read_note(self) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from quantize.blocks import family_of
 from quantize.store import Store
-from quantize.walk import _skeleton as skeleton_of
+from quantize.walk import skeleton_of
 from quantize.weights import ModelDir
 
 _ROWS = 8192

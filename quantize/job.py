@@ -218,7 +218,8 @@ def _write(request: Prepared, draft: Draft, budget: int, progress: Progress | No
         draft.restore(store)
         begun, started = draft.done, time.perf_counter()
         arithmetic = _ARITHMETIC[request.recipe.arithmetic]
-        for step in walk(source, sequences, device, store=store, start=draft.done, arithmetic=arithmetic):
+        steps = walk(source, sequences, device, store=store, start=draft.done, arithmetic=arithmetic, to_the_end=False)
+        for step in steps:
             schemes = {n: s for n in step.family.linears if (s := request.plan[step.prefix + n])}
             quantized, layers = quantize_block(step, method, request.recipe.grid_search, schemes.get)
             state = step.block.state_dict()
@@ -226,7 +227,7 @@ def _write(request: Prepared, draft: Draft, budget: int, progress: Progress | No
             weights = {f"{name}.weight" for name in integers}
             kept = {name: state[name].to("cpu", dtype) for name, dtype in step.stored.items() if name not in weights}
             tensors = pack_block(step.prefix, kept, integers, request.format)
-            draft.add_block(tensors, layers, store if sequences else None)
+            draft.add_block(tensors, layers, store if step.flow and step.onward else None)
             if progress:
                 seconds = time.perf_counter() - started
                 held = process.memory_info().rss

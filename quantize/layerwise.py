@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from quantize.blocks import linear
 from quantize.scheme import Scheme, fake_quantize_tokens
 from quantize.unfold import Factors, factors
-from quantize.walk import Step, forward, hidden
-from quantize.walk import _put as put
+from quantize.walk import Step, forward, hidden, put
 
 
 @dataclass(frozen=True)

@@ -140,32 +140,55 @@ def to_grid(weight: Tensor, points: Grid, scheme: Scheme) -> Tensor:
 
 
 def search(
-    weight: Tensor,
-    scheme: Scheme,
-    gram: Tensor | None = None,
-    shrinks: Sequence[float] = SHRINKS,
-    *,
-    sweeps: int = 1,
+    weight: Tensor, scheme: Scheme, gram: Tensor | None = None, shrinks: Sequence[float] = SHRINKS
 ) -> tuple[Quantized, float]:
     """`weight` [out, in] on the grid of least squared error, and that error.
 
     Without `gram` the error is ||W - What||^2. With it, [in, in], it is that of the outputs, tr(D G D') with D =
-    W - What: each group is searched with its own diagonal block of G, as if the others made no error; then, `sweeps`
-    times, each group again with what the others' errors add to its own,
+    W - What: each group is searched with its own diagonal block of G, as if the others made no error; then each group
+    once more with what the others' errors add to its own,
 
         D_g G_gg D_g' + 2 D_g (sum over h != g of G_gh D_h')
 
     which can only lower the whole. The last word is between that and the plain grid.
     """
-    rows, columns = weight.shape
-    groups = scheme.groups(columns)
-    size = columns // groups
-    lo, hi = _range(weight, scheme)
-    grouped = weight.float().view(rows, groups, size)
-    blocks = None
-    if gram is not None:
-        span = torch.arange(groups, device=gram.device)
-        blocks = gram.view(groups, size, groups, size)[span, :, span, :]
+    grouped, lo, hi = _grouped(weight, scheme)
+    blocks = None if gram is None else diagonal_blocks(gram, grouped.shape[1])
+    best, _ = _best_alone(grouped, lo, hi, scheme, blocks, shrinks)
+    if gram is not None and grouped.shape[1] > 1:
+        best = _sweep(grouped, gram, scheme, lo, hi, best, shrinks)
+    tried = [quantize(weight, scheme), quantize(weight, scheme, best)]
+    losses = [loss(weight - dequantize(quantized), gram) for quantized in tried]
+    chosen = losses.index(min(losses))
+    return tried[chosen], losses[chosen]
+
+
+def least_error(weight: Tensor, scheme: Scheme, blocks: Tensor, shrinks: Sequence[float] = SHRINKS) -> float:
+    """Nearly the loss that `search` leaves of `weight` [out, in], at a fraction of its time.
+
+    The sum of the groups' own errors, each with its best factor, by the diagonal `blocks` [groups, size, size] of the
+    Gram matrix: what one group's error adds to another's, of either sign, is left out.
+    """
+    _, least = _best_alone(*_grouped(weight, scheme), scheme, blocks, shrinks)
+    return float(least.sum(dtype=torch.float64))
+
+
+def diagonal_blocks(gram: Tensor, groups: int) -> Tensor:
+    """[groups, size, size] of `gram` [in, in]."""
+    size = len(gram) // groups
+    span = torch.arange(groups, device=gram.device)
+    return gram.view(groups, size, groups, size)[span, :, span, :]
+
+
+def _grouped(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
+    """`weight` [out, in] as [out, groups, size], and the least and greatest of each group."""
+    return weight.float().view(len(weight), scheme.groups(weight.shape[1]), -1), *_range(weight, scheme)
+
+
+def _best_alone(
+    grouped: Tensor, lo: Tensor, hi: Tensor, scheme: Scheme, blocks: Tensor | None, shrinks: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """The factor [out, groups] of each group's least error, and that error, as if the others made none."""
     best = least = torch.empty(0)
     for i, shrink in enumerate(shrinks):
         difference = grouped - _rounded(grouped, lo * shrink, hi * shrink, scheme)
@@ -176,13 +199,7 @@ def search(
         else:
             best = torch.where(error < least, shrink, best)
             least = torch.minimum(error, least)
-    if gram is not None and groups > 1:
-        for _ in range(sweeps):
-            best = _sweep(grouped, gram, scheme, lo, hi, best, shrinks)
-    tried = [quantize(weight, scheme), quantize(weight, scheme, best)]
-    losses = [loss(weight - dequantize(quantized), gram) for quantized in tried]
-    chosen = losses.index(min(losses))
-    return tried[chosen], losses[chosen]
+    return best, least
 
 
 def _sweep(
@@ -264,8 +281,8 @@ def _range(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """Least and greatest of each group with zero between them, float32 [out, groups] each."""
     rows, columns = weight.shape
     w = weight.float().view(rows, scheme.groups(columns), -1)
-    lo, hi = (bound.float() for bound in torch.aminmax(w, dim=-1))
-    if not (torch.isfinite(lo).all() and torch.isfinite(hi).all()):  # aminmax hands NaN on
+    lo, hi = w.amin(dim=-1), w.amax(dim=-1)  # aminmax along a dimension takes ten times as long
+    if not (torch.isfinite(lo).all() and torch.isfinite(hi).all()):  # they hand NaN on
         raise SchemeError("a weight with NaN or infinity", "finite numbers", "The model is damaged: fetch it again")
     return lo.clamp(max=0), hi.clamp(min=0)
 

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ when others want it. On the demo model that costs a tenth of the time and saves 
 class Store:
     """Float32 tensors by name. What does not fit the budget lies in files of a directory that goes when the store does.
 
-    A file is read and written, never mapped: what the kernel keeps of it in its page cache is the machine's to take
-    back, and counts as nobody's memory.
+    They are <name>.npy. A file is read and written, never mapped: what the kernel keeps of it in its page cache is the
+    machine's to take back, and counts as nobody's memory.
     """
 
     def __init__(self, budget: int, directory: Path | None = None) -> None:
@@ -26,8 +27,8 @@ class Store:
         self._parent = directory
         self._directory: Path | None = None
         self._held: dict[str, Tensor] = {}
-        self._spilled: dict[str, torch.Size] = {}
-        self._files: set[str] = set()  # written before: the next tensor of that name goes over the old one's pages
+        self._spilled: dict[str, Path] = {}
+        self._files: set[Path] = set()  # written before: the next tensor of that name goes over the old one's pages
         self._bytes = 0
         self.spilled_bytes = 0
 
@@ -48,11 +49,12 @@ class Store:
             self._held[name] = tensor
             self._bytes += tensor.nbytes
             return
-        with open(self._file(name), "r+b" if name in self._files else "wb") as file:
-            tensor.numpy().tofile(file)
+        path = self._file(name)
+        with open(path, "r+b" if path in self._files else "wb") as file:
+            np.save(file, tensor.numpy())
             file.truncate()
-        self._files.add(name)
-        self._spilled[name] = tensor.shape
+        self._files.add(path)
+        self._spilled[name] = path
         self.spilled_bytes += tensor.nbytes
 
     def names(self) -> list[str]:
@@ -63,8 +65,7 @@ class Store:
         """The tensor of that name; KeyError if there is none."""
         if name in self._held:
             return self._held[name]
-        shape = self._spilled[name]
-        return torch.from_numpy(np.fromfile(self._file(name), np.float32)).view(shape)
+        return torch.from_numpy(np.load(self._spilled[name]))
 
     def pop(self, name: str) -> Tensor:
         """The tensor of that name, which is then no longer kept."""
@@ -74,6 +75,20 @@ class Store:
             self._bytes -= held.nbytes
         self._spilled.pop(name, None)
         return tensor
+
+    def save(self, names: Iterable[str], folder: Path) -> None:
+        """Leave the tensors `names` in `folder`, as <name>.npy, where they stay when the store goes.
+
+        Those that are in files are not copied: the file moves, and is read there until another takes its place.
+        """
+        for name in names:
+            path = folder / f"{name}.npy"
+            if name in self._held:
+                np.save(path, self._held[name].numpy())
+            else:
+                self._spilled[name].replace(path)
+                self._files.discard(self._spilled[name])
+                self._spilled[name] = path
 
     def close(self) -> None:
         """Forget all, and remove the files."""
@@ -88,4 +103,4 @@ class Store:
     def _file(self, name: str) -> Path:
         if self._directory is None:
             self._directory = Path(tempfile.mkdtemp(prefix="kneebench-", dir=self._parent))
-        return self._directory / name
+        return self._directory / f"{name}.npy"

@@ -1,11 +1,10 @@
 """How long quantizing will take: work counted from the shapes, over rates measured here in a fraction of a second.
 
-With T calibration tokens and p passes of them, over the sites (layers that share an input of n channels and have m
-outputs together):
+With T calibration tokens, over the sites (layers that share an input of n channels and have m outputs together):
 
-    forward      p T (2 n m + attention's 2 length x query width)
-    statistics   p T 2 n^2, of which 9/16 are done from 1,024 channels on (`walk.add_gram`)
-    folds        AWQ: 20 scales x (6 shrinks of each weight + two traces of 2 n^2 m)
+    forward      T (2 n m + attention's 2 length x query width)
+    statistics   T 2 n^2, of which 5/8 are done (`walk.add_gram`)
+    folds        AWQ: 9 scales x 6 shrinks of at most 256 rows a layer (`awq.best_scale`)
     rounding     RTN: each weight once; MSE and AWQ: 11 shrinks of each; GPTQ: n^3/3, n^2 m, and n steps of m weights
 
 It knows nothing of other processes, of the disk, or of how small matrices fall short of the rate of large ones.
@@ -21,12 +20,12 @@ from typing import Any
 
 import torch
 
-from quantize import gptq
-from quantize.awq import EXPONENTS
+from quantize import awq, gptq, products
 from quantize.blocks import Family
 from quantize.methods import Method
 from quantize.scheme import PER_CHANNEL, SHRINKS, Scheme, grid, search
 
+_SCALES = len(awq.EXPONENTS[:: awq.STRIDES[0]]) + 2 * len(awq.STRIDES[1:])
 _GROUP = 128  # of the measured search: larger groups cost more, which is added
 
 
@@ -53,7 +52,7 @@ def seconds(
     length: int,
     rates: Rates,
 ) -> dict[str, float]:
-    """Seconds by kind of work, as in the module's text. `how` is minmax, mse, or None for the method's own."""
+    """Seconds by kind of work, as in the module's text. `how` is minmax, mse, output, or None for the method's own."""
     forward = statistics = folds = rounding = 0.0
     seen = tokens if method.calibrated else 0
     mse = how == "mse" or (how is None and method.rounding == "gptq")
@@ -64,7 +63,7 @@ def seconds(
             forward += seen * 2 * inputs * sum(shapes[name][0] for name in names)
             if site.rows == "v":  # attention's output: its width is the queries'
                 forward += seen * 4 * inputs * length
-            statistics += seen * 2 * inputs**2 * 9 / 16
+            statistics += seen * 2 * inputs**2 * 5 / 8
             schemes = {name: chosen[name] for name in names if name in chosen}
             outputs = sum(shapes[name][0] for name in schemes)
             if not outputs:
@@ -75,9 +74,10 @@ def seconds(
             # A search against a Gram matrix multiplies each group by its block of it, a search of the weights does not.
             step = weights * (rates.shrink_s + 2 * max(0, group - _GROUP) / rates.matmul)
             if method.fold is not None and site.before is not None and method.rounding != "rtn":
-                folds += (len(EXPONENTS) // 2 + 2) * (len(SHRINKS) * step + 2 * trace)
+                sampled = sum(min(shapes[name][0], awq.ROWS) for name in schemes) / outputs
+                folds += _SCALES * len(awq.CLIPPED) * step * sampled
             rounding += weights * rates.shrink_s * 2  # the grid and the packing
-            if method.rounding == "awq":
+            if method.rounding == "awq" or how == "output":
                 rounding += len(SHRINKS) * step + 2 * trace
             elif mse:
                 rounding += len(SHRINKS) * weights * rates.shrink_s
@@ -93,7 +93,7 @@ def seconds(
 def matmul_rate(device: str = "cpu", size: int = 1024) -> float:
     """FLOP/s of a float32 product of two `size` x `size` matrices, 2 size^3 each: the best of three."""
     a = torch.rand(size, size, device=device)
-    return 2 * size**3 / _least(lambda: a @ a, device)
+    return 2 * size**3 / _least(lambda: products.linear(a, a), device)
 
 
 @torch.no_grad()

@@ -21,24 +21,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantize import products
 from quantize.blocks import Family, Half, Heads, Site, core_of, family_of, heads_of, linear
 from quantize.errors import ModelError, RunError
 from quantize.sequences import Batch, batches
 from quantize.store import Store
 from quantize.weights import ModelDir
 
+_HIDDEN = "hidden"
+"""What the store has the hidden states under, before the number of their batch."""
+
 
 @dataclass(frozen=True)
 class InputStats:
-    """What a site sees. gram: float32 [in, in], mean over tokens; abs_max: float32 [in]; tokens: how many."""
+    """What a site sees. gram: float32 [in, in], mean over tokens; abs_max: float32 [in]."""
 
     gram: Tensor
     abs_max: Tensor
-    tokens: int
 
     def scaled(self, scale: Tensor) -> "InputStats":
         """The statistics of x / scale, [in]."""
-        return InputStats(self.gram / torch.outer(scale, scale), self.abs_max / scale, self.tokens)
+        return InputStats(self.gram / torch.outer(scale, scale), self.abs_max / scale)
 
 
 Visit = Callable[[Site, InputStats], Tensor | None]
@@ -63,11 +66,6 @@ class Flow:
     def __len__(self) -> int:
         return len(self.real)
 
-    @property
-    def tokens(self) -> int:
-        """How many places hold a token."""
-        return sum(int(real.sum()) for real in self.real)
-
 
 @dataclass(frozen=True)
 class Step:
@@ -75,7 +73,7 @@ class Step:
 
     prefix: of the block's tensors in the checkpoint; stored: the types that the checkpoint's tensors have, by their
     names in the block; flow: None without calibration; arithmetic: of the products in the block's forward, whose sums,
-    norms and hidden states stay float32.
+    norms and hidden states stay float32; onward: whether anybody wants the hidden states behind it.
     """
 
     index: int
@@ -88,6 +86,7 @@ class Step:
     flow: Flow | None
     device: str
     arithmetic: torch.dtype = torch.float32
+    onward: bool = True
 
     def advance(self, visit: Visit | None = None) -> None:
         """Move the hidden states through the block; site by site, if there is somebody to visit them.
@@ -100,44 +99,80 @@ class Step:
             _by_site(self, visit)
             return
         for batch in range(len(self.flow)):
-            _put(self, batch, forward(self, hidden(self, batch), batch))
-
-
-_HIDDEN = "hidden"
+            put(self, batch, forward(self, hidden(self, batch), batch))
 
 
 @torch.no_grad()
 def _by_site(step: Step, visit: Visit) -> None:
-    """Run `step`'s block site by site, and put the hidden states behind it in the place of those before it."""
+    """Run `step`'s block site by site, and put the hidden states behind it in the place of those before it.
+
+    A site's statistics are gathered as its inputs are made, and each is made once: what a stage adds to the hidden
+    states is normed for the next one while it is at hand.
+    """
     flow = step.flow
     if flow is None:
         raise ValueError("this walk has no calibration set")
     _check_parts(step)
-    for stage in step.family.stages:
-        norm = step.block.get_submodule(stage.halves[0].norm)
+    norms = [step.block.get_submodule(stage.halves[0].norm) for stage in step.family.stages]
+    gathered = _Gathered()
+    for batch in range(len(flow)):
+        gathered.add(_first(norms[0](hidden(step, batch))), flow.real[batch])
+    for number, stage in enumerate(step.family.stages):
+        visit(stage.inputs, gathered.stats(step))  # a factor in the norm is in what it gives from here on
         factors: dict[str, Tensor | None] = {}
-
-        def normed(batch: int, norm: nn.Module = norm) -> Tensor:
-            return _first(norm(hidden(step, batch)))
-
-        visit(stage.inputs, _gather(step, normed))  # a factor in the norm is in what it gives from here on
         for half in stage.halves:
+            gathered = _Gathered()
             with core_of(step.block, half) as core:
                 for batch in range(len(flow)):
-                    flow.store.put(
-                        f"{half.core}.{batch}", _call(step, core, normed(batch), _arguments(step, batch, half))
-                    )
-
-            def waiting(batch: int, name: str = half.core) -> Tensor:
-                return flow.store.get(f"{name}.{batch}").to(step.device)
-
-            factors[half.core] = visit(half.output, _gather(step, waiting))
+                    normed = _first(norms[number](hidden(step, batch)))
+                    inner = _call(step, core, normed, _arguments(step, batch, half))
+                    gathered.add(inner, flow.real[batch])
+                    flow.store.put(f"{half.core}.{batch}", inner)
+            factors[half.core] = visit(half.output, gathered.stats(step))
+        following = norms[number + 1] if number + 1 < len(norms) else None
+        if following is None and not step.onward:
+            return
+        gathered = _Gathered()
         for batch in range(len(flow)):
             after = hidden(step, batch)
             for half in stage.halves:
                 inner, factor = flow.store.pop(f"{half.core}.{batch}").to(step.device), factors[half.core]
-                after = after + _tail(step, half, inner if factor is None else inner / factor)
-            _put(step, batch, after)
+                after = after + _tail(step, half, inner if factor is None else inner.div_(factor))
+            put(step, batch, after)
+            if following is not None:
+                gathered.add(_first(following(after)), flow.real[batch])
+
+
+class _Gathered:
+    """The statistics of a site as its inputs come by."""
+
+    def __init__(self) -> None:
+        self._gram = self._loudest = torch.empty(0)
+        self._tokens = 0
+
+    def add(self, x: Tensor, real: Tensor) -> None:
+        """Take in `x` [sequences, length, in] where `real` [sequences, length] is true."""
+        x = x.flatten(0, -2) if bool(real.all()) else x[real.to(x.device)]
+        if not self._tokens:
+            self._gram = torch.zeros(x.shape[1], x.shape[1], device=x.device)
+            self._loudest = torch.zeros_like(self._gram[0])
+        add_gram(self._gram, x.T.contiguous())
+        self._loudest = torch.maximum(self._loudest, torch.maximum(x.amax(dim=0), -x.amin(dim=0)))
+        self._tokens += len(x)
+
+    def stats(self, step: Step) -> InputStats:
+        """Of all that was taken in. Raises RunError where it was not finite."""
+        gram = self._gram.triu_()
+        gram += gram.triu(1).T
+        _check_finite(step, gram)
+        return InputStats(gram.div_(self._tokens), self._loudest)
+
+
+def _check_finite(step: Step, x: Tensor) -> None:
+    if not all(bool(torch.isfinite(bound)) for bound in torch.aminmax(x)):  # which hands NaN on, in one pass
+        raise RunError(
+            f"block {step.index} puts out NaN or infinity", "finite activations", "Check the model's weights"
+        )
 
 
 def _tail(step: Step, half: Half, inner: Tensor) -> Tensor:
@@ -149,7 +184,8 @@ def _tail(step: Step, half: Half, inner: Tensor) -> Tensor:
 def _call(step: Step, module: nn.Module, inputs: Tensor, arguments: Mapping[str, Any]) -> Tensor:
     """What `module` makes of `inputs` in the walk's arithmetic, float32."""
     if step.arithmetic == torch.float32:
-        return _first(module(inputs, **arguments))
+        with products.Faster():
+            return _first(module(inputs, **arguments))
     with torch.autocast(torch.device(step.device).type, step.arithmetic):
         return _first(module(inputs, **arguments)).float()
 
@@ -180,35 +216,12 @@ def _check_parts(step: Step) -> None:
         )
 
 
-def _gather(step: Step, inputs: Callable[[int], Tensor]) -> InputStats:
-    """The statistics of a site's `inputs`, by batch, at the real places."""
-    flow = step.flow
-    assert flow is not None
-    gram = loudest = torch.empty(0)
-    tokens = 0
-    for batch, real in enumerate(flow.real):
-        x = inputs(batch).to(step.device)
-        x = x.flatten(0, -2) if bool(real.all()) else x[real.to(x.device)]
-        if not tokens:
-            gram = torch.zeros(x.shape[1], x.shape[1], device=x.device)
-            loudest = torch.zeros_like(gram[0])
-        add_gram(gram, x)
-        loudest = torch.maximum(loudest, x.abs().amax(dim=0))
-        tokens += len(x)
-    gram.triu_().add_(gram.triu(1).T)
-    if not torch.isfinite(gram).all():
-        raise RunError(
-            f"block {step.index} puts out NaN or infinity", "finite activations", "Check the model's weights"
-        )
-    return InputStats(gram.div_(tokens), loudest, tokens)
-
-
-def add_gram(gram: Tensor, x: Tensor, tiles: int = 8) -> None:
-    """Add X'X to `gram` [in, in], its upper triangle alone: X [tokens, in] is cut into `tiles`, and what lies below the
-    diagonal tiles is left out, which saves almost half of the work."""
-    size = -(-x.shape[1] // tiles)
-    for start in range(0, x.shape[1], size):
-        gram[start : start + size, start:].addmm_(x[:, start : start + size].T, x[:, start:])
+def add_gram(gram: Tensor, channels: Tensor, tiles: int = 4) -> None:
+    """Add X'X to `gram` [in, in], its upper triangle alone: X', `channels` [in, tokens], is cut into `tiles`, and what
+    lies below the diagonal tiles is left out, which saves three eighths of the work."""
+    size = -(-len(channels) // tiles)
+    for start in range(0, len(channels), size):
+        gram[start : start + size, start:] += products.linear(channels[start : start + size], channels[start:])
 
 
 @torch.no_grad()
@@ -223,12 +236,10 @@ def hidden(step: Step, batch: int) -> Tensor:
     return step.flow.store.get(f"{_HIDDEN}.{batch}").to(step.device)
 
 
-def _put(step: Step, batch: int, hidden: Tensor) -> None:
+def put(step: Step, batch: int, hidden: Tensor) -> None:
+    """Put the `hidden` states of one batch behind the block in the place of those before it; they must be finite."""
     assert step.flow is not None
-    if not torch.isfinite(hidden).all():
-        raise RunError(
-            f"block {step.index} puts out NaN or infinity", "finite activations", "Check the model's weights"
-        )
+    _check_finite(step, hidden)
     step.flow.store.put(f"{_HIDDEN}.{batch}", hidden)
 
 
@@ -259,16 +270,18 @@ def walk(
     store: Store | None = None,
     start: int = 0,
     arithmetic: torch.dtype = torch.float32,
+    to_the_end: bool = True,
 ) -> Iterator[Step]:
     """Yield each block of `model` from `start` on, with the calibration `sequences` of token ids before it; without
     any, with none.
 
     What the caller makes of a block is what the calibration set goes through: a block's inputs are the outputs of the
-    QUANTIZED blocks before it, for those are what it will see when served. To begin at a later block, `store` has to
+    QUANTIZED blocks before it, for those are what it will see when served. What the last block puts out is computed if
+    it is wanted (`to_the_end`). To begin at a later block, `store` has to
     hold the hidden states before it (`hidden.<batch>`), which it does after a walk that got there.
     """
     family = family_of(model.config.get("model_type"))
-    skeleton = _skeleton(model)
+    skeleton = skeleton_of(model)
     heads = heads_of(skeleton.config)
     flow = _embed(skeleton, model, family, batches(sequences), store or Store(2**62), start) if sequences else None
     layers = skeleton.model.layers
@@ -278,11 +291,12 @@ def walk(
         stored = {name: tensor.dtype for name, tensor in tensors.items()}
         block = _materialise(layer, tensors, prefix, device)
         del tensors
-        yield Step(index, len(layers), prefix, block, family, heads, stored, flow, device, arithmetic)
+        onward = to_the_end or index + 1 < len(layers)
+        yield Step(index, len(layers), prefix, block, family, heads, stored, flow, device, arithmetic, onward)
         block.to("meta")
 
 
-def _skeleton(model: ModelDir) -> Any:
+def skeleton_of(model: ModelDir) -> Any:
     """The model's modules without any memory behind their weights."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -148,7 +148,7 @@ def test_the_work_of_a_layer_by_hand() -> None:
     square = 1024 * 1024
     linear = 4 * square + 3 * 2 * square
     assert found.seconds["forward"] == pytest.approx(1000 * (2 * linear + 4 * 1024 * 500) / 1e11)
-    assert found.seconds["statistics"] == pytest.approx(1000 * 2 * (3 + 4) * square * (9 / 16) / 1e11)
+    assert found.seconds["statistics"] == pytest.approx(1000 * 2 * (3 + 4) * square * (5 / 8) / 1e11)
     assert found.seconds["folds"] == 0
     sites = ((1024, 3 * 1024), (1024, 1024), (1024, 4096), (2048, 1024))
     expected = 0.0
