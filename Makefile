@@ -2,7 +2,7 @@
 #
 #   make demo     install, run the main job on the demo model with real vLLM on the CPU, say where the report is
 #   make test     install, run every test (real-engine tests included)
-#   make check    what CI holds every commit to: format, lint, types, tests without an engine
+#   make check    what every commit passes: format, lint, types (make static alone), tests without an engine
 #   make lint     format and lint, mending what can be mended
 #   make bench    the project's own benchmarks
 #
@@ -14,7 +14,7 @@ INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint bench venv engine clean
+.PHONY: demo test static check lint bench venv engine clean
 
 demo: engine
 	$(BIN)/bench sweep
@@ -22,10 +22,12 @@ demo: engine
 test: engine
 	$(BIN)/python -m pytest
 
-check: venv
+static: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+check: static
 	$(BIN)/python -m pytest -m "not engine"
 
 lint: venv
