@@ -19,6 +19,8 @@ _BIASED_QKV = frozenset({"qwen2"})
 _NORMED_QK = frozenset({"qwen3"})
 _DENSE_DECODERS = frozenset({"llama", "mistral"}) | _BIASED_QKV | _NORMED_QK
 
+_HEAD = "lm_head"
+
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
@@ -26,6 +28,12 @@ class Quantization:
     bits: int
     group_size: int
     zero_points: bool
+
+    def bytes(self, inputs: int, outputs: int) -> float:
+        """Of a linear layer: bits/8 a weight and, for each group, a 16-bit scale and a zero point."""
+        groups = 1 if self.group_size <= 0 else math.ceil(inputs / self.group_size)
+        zero_bits = self.bits if self.zero_points else 0
+        return inputs * outputs * self.bits / 8 + groups * outputs * (16 + zero_bits) / 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,8 @@ class Architecture:
     tied: bool
     max_positions: int | None
     quantization: Quantization | None = None
+    head: Quantization | None = None
+    """Of the output head, where it is quantized too."""
 
     @property
     def linears(self) -> tuple[tuple[int, int], ...]:
@@ -69,16 +79,15 @@ class Architecture:
 
     @property
     def weight_bytes(self) -> int:
-        """2 bytes a parameter; a quantized linear layer takes bits/8 and, for each group, a 16-bit scale and a zero."""
-        quantization = self.quantization
-        if quantization is None:
+        """2 bytes a parameter, but for what is quantized (`Quantization.bytes`)."""
+        if self.quantization is None:
             return 2 * self.parameters
-        small = 0.0
-        for inputs, outputs in self.linears:
-            groups = 1 if quantization.group_size <= 0 else math.ceil(inputs / quantization.group_size)
-            zero_bits = quantization.bits if quantization.zero_points else 0
-            small += inputs * outputs * quantization.bits / 8 + groups * outputs * (16 + zero_bits) / 8
-        return round(self.layers * small) + 2 * (self.parameters - self.linear_parameters)
+        small = self.layers * sum(self.quantization.bytes(*linear) for linear in self.linears)
+        dense = self.parameters - self.linear_parameters
+        if self.head is not None and not self.tied:
+            small += self.head.bytes(self.hidden, self.vocabulary)
+            dense -= self.hidden * self.vocabulary
+        return round(small) + 2 * dense
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -119,6 +128,7 @@ def architecture(config: dict[str, Any]) -> Architecture | None:
             tied=bool(config.get("tie_word_embeddings", False)),
             max_positions=config.get("max_position_embeddings"),
             quantization=quantization(config),
+            head=head_quantization(config),
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ModelError(f"config.json of a {config['model_type']} model: {error} is missing or no number.") from error
@@ -130,16 +140,34 @@ def quantization(config: dict[str, Any]) -> Quantization | None:
     if not given:
         return None
     if "config_groups" in given:
-        weights = next(iter(given["config_groups"].values()))["weights"]
-        return Quantization(
-            method=given.get("quant_method", "compressed-tensors"),
-            bits=int(weights["num_bits"]),
-            group_size=int(weights.get("group_size") or -1),
-            zero_points=not weights.get("symmetric", True),
-        )
+        return _of_group(given, next(iter(given["config_groups"].values())))
     return Quantization(
         method=str(given.get("quant_method", "unknown")),
         bits=int(given.get("bits", 16)),
         group_size=int(given.get("group_size", -1)),
         zero_points=bool(given.get("zero_point", not given.get("sym", True))),
+    )
+
+
+def head_quantization(config: dict[str, Any]) -> Quantization | None:
+    """What a quantization_config says of the output head, which is left in 16 bit unless it is named."""
+    given = config.get("quantization_config") or {}
+    if "config_groups" in given:
+        named = (group for group in given["config_groups"].values() if _HEAD in group.get("targets", ()))
+        return next((_of_group(given, group) for group in named), None)
+    if not given.get(_HEAD):
+        return None
+    # GPTQModel's rules for single modules.
+    own = (rule for pattern, rule in (given.get("dynamic") or {}).items() if pattern.startswith(f"+:{_HEAD}"))
+    return quantization({"quantization_config": given | next(own, {})})
+
+
+def _of_group(given: dict[str, Any], group: dict[str, Any]) -> Quantization:
+    """What a group of compressed-tensors' config_groups says."""
+    weights = group["weights"]
+    return Quantization(
+        method=given.get("quant_method", "compressed-tensors"),
+        bits=int(weights["num_bits"]),
+        group_size=int(weights.get("group_size") or -1),
+        zero_points=not weights.get("symmetric", True),
     )

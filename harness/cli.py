@@ -203,20 +203,29 @@ def quantize(context: typer.Context) -> None:
     from quantize.__main__ import main as run
 
     def resolve(model: str) -> str:
-        source = models.resolve(model)
-        if source.random_weights and "--dry-run" not in context.args:
-            raise InputError(
-                f"{model} has no weights to quantize",
-                allowed="a model's directory, demo, or a hub name",
-                remedy=f"`bench sweep --model {model}` measures the architecture in every precision",
-            )
-        return str(source.path)
+        return str(models.resolve(model).path) if "--dry-run" in context.args else _with_weights(model)
 
     def say(made: dict[str, Any]) -> str:
         verb = "found" if made["cached"] else "made"
         return f"{verb} {made['path']} ({made['method']}, {made['format']}, {made['seconds']:.1f} s)"
 
     raise typer.Exit(run(context.args, "bench quantize", resolve, say))
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": [],
+        "allow_interspersed_args": False,  # or the parser would eat the --
+    }
+)  # fmt: skip
+def recover(context: typer.Context) -> None:
+    """Quality against cost: rtn, awq, gptq and training (qat, qad) at several bits, in a table, a figure and words."""
+    from harness import job
+
+    job.check_quantizer()
+    from quantize.recover import main as run
+
+    raise typer.Exit(run(context.args, "bench recover", _with_weights))
 
 
 @app.command()
@@ -339,6 +348,20 @@ def parse_share(text: str, option: str) -> float:
     if not found:
         raise InputError(f"{option} {text!r} is no share", allowed="a share with or without %, as 5% or 0.05")
     return float(found[1]) / (100 if found[2] else 1)
+
+
+def _with_weights(model: str) -> str:
+    """Where the model that is called so lies. Raises InputError for a shape."""
+    from harness import models
+
+    source = models.resolve(model)
+    if source.random_weights:
+        raise InputError(
+            f"{model} has no weights to quantize",
+            allowed="a model's directory, demo, or a hub name",
+            remedy=f"`bench sweep --model {model}` measures the architecture in every precision",
+        )
+    return str(source.path)
 
 
 def _check_alone(context: typer.Context, option: str) -> None:

@@ -39,7 +39,7 @@ from harness.scenario import context_served, read_prompts
 from harness.sweep import Observer, OpenEngine, Plan, Service, Variant, plan_sessions, run_sweep, unfinished
 from harness.telemetry.gpu import gpus
 
-METHODS = ("rtn", "awq", "gptq", "awq+gptq", "smoothquant")
+METHODS = ("rtn", "awq", "gptq", "awq+gptq", "smoothquant", "qat", "qad")
 """Quantized precisions that `python -m quantize` makes; `bf16` is the model as it is."""
 PRECISIONS = ("bf16", *METHODS)
 

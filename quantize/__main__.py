@@ -14,10 +14,7 @@ from typing import Any
 
 from quantize.errors import QuantizeError
 
-_EVALUATED = 16
-"""Sequences of --length that --fidelity compares on."""
-
-_METHODS = "rtn, awq, gptq, smoothquant, awq+gptq or smoothquant+gptq"
+_METHODS = "rtn, awq, gptq, smoothquant, awq+gptq, smoothquant+gptq; trained: qat or qad"
 
 
 def main(
@@ -63,6 +60,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any] | None:
         options.length,
         options.seed,
         options.arithmetic,
+        _training(options),
     )
     from quantize import job
 
@@ -72,9 +70,9 @@ def _run(options: argparse.Namespace) -> dict[str, Any] | None:
         _dry_run(options, recipe)
         return None
     else:
-        from quantize.progress import reporter
+        from quantize.progress import reporter, step_reporter
 
-        with reporter() as progress:
+        with reporter() as progress, step_reporter() as observe:
             result = job.quantize_model(
                 options.model,
                 recipe,
@@ -85,13 +83,36 @@ def _run(options: argparse.Namespace) -> dict[str, Any] | None:
                 budget=int(options.ram_gib * 2**30),
                 progress=progress,
                 device=options.device,
+                corpus=options.corpus,
+                observe=observe,
             )
         if options.fidelity is not None:
             _fidelity(options, recipe, result.path)
     return asdict(result) | {"path": str(result.path), "seconds": round(result.seconds, 3)}
 
 
+def _training(options: argparse.Namespace) -> Any:
+    """The training of qat and qad; None for the other methods. Raises SchemeError for its options without it."""
+    from quantize.errors import SchemeError
+    from quantize.training import METHODS, default_training
+
+    names = ["precision" if name == "train_precision" else name for name in _TRAINING]
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.method in METHODS:
+        return default_training(options.method, **given)
+    if given or options.corpus:
+        named = [name for name in (*given, *(["corpus"] if options.corpus else []))]
+        raise SchemeError(
+            f"{', '.join('--' + name.replace('_', '-') for name in named)} with --method {options.method}",
+            " and ".join(METHODS),
+            "Choose --method qad, or leave them out",
+        )
+    return None
+
+
 def _dry_run(options: argparse.Namespace, recipe: Any) -> None:
+    from dataclasses import replace
+
     from rich.console import Console
 
     from quantize import estimate, job
@@ -110,9 +131,13 @@ def _dry_run(options: argparse.Namespace, recipe: Any) -> None:
         request = job.prepare(options.model, recipe, **wanted)
         source, plan, recipe, form = request.source, request.plan, request.recipe, request.format
         tokens = sum(map(len, request.samples.sequences)) if request.samples else 0
+    rounding = recipe.start.method if recipe.start else "rtn" if recipe.training else recipe.method
     found = estimate.estimate(
-        source, plan, recipe.method, tokens, format=form, search=recipe.search, length=recipe.length, device=device
+        source, plan, rounding, tokens, format=form, search=recipe.search, length=recipe.length, device=device
     )
+    if recipe.training:
+        learning = estimate.training_seconds(source, recipe.training, device)
+        found = replace(found, method=recipe.method, seconds={**found.seconds, "training": learning})
     estimate.show(found, Console())
 
 
@@ -122,29 +147,19 @@ def _fidelity(options: argparse.Namespace, recipe: Any, checkpoint: Path) -> Non
     On the file that --fidelity names; without one, on what the calibration text has beyond what was calibrated on.
     Where it has no more, on that, which is said.
     """
-    from dataclasses import replace
-
-    from quantize import calibration, fidelity, job
+    from quantize import evaluation_text, fidelity, job
     from quantize.weights import locate
 
     model = locate(options.model)
-    if options.fidelity:
-        text = calibration.load(model, replace(recipe, samples=_EVALUATED), Path(options.fidelity))
-        sequences, origin = text.sequences, text.origin
-    else:
-        text = calibration.load(model, recipe, options.calibration)
-        seen = set(text.sequences) if recipe.calibrated else set()
-        more = calibration.load(model, replace(recipe, samples=recipe.samples + _EVALUATED), options.calibration)
-        sequences = tuple(ids for ids in more.sequences if ids not in seen)
-        origin = f"{text.origin}, not calibrated on"
-        if sum(map(len, sequences)) < recipe.length:
-            sequences, origin = text.sequences, f"{text.origin}, CALIBRATED ON: other text fares worse"
-    found = fidelity.report(model, checkpoint, sequences, options.device or job.default_device())
+    file = Path(options.fidelity) if options.fidelity else None
+    text = evaluation_text.choose(model, recipe, file, options.calibration)
+    found = fidelity.report(model, checkpoint, text.sequences, options.device or job.default_device())
     fidelity.write(found, checkpoint)
     whole = found.whole
     print(
         f"KL {whole.kl_nats:.5f} nat a token, same most likely token {whole.top1_agreement:.2%}, perplexity "
-        f"{whole.perplexity_original:.3f} -> {whole.perplexity_quantized:.3f}  ({whole.positions} tokens of {origin})\n"
+        f"{whole.perplexity_original:.3f} -> {whole.perplexity_quantized:.3f}  "
+        f"({whole.positions} tokens of {text.origin})\n"
         f"each layer: {checkpoint}/fidelity.csv, .json and .png",
         file=sys.stderr,
     )
@@ -177,7 +192,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="PATTERN=BITS",
-        help='other bits for layers whose name matches, e.g. "down_proj=8bit" or "layers\\.0\\.=16bit"; repeatable',
+        help='other bits for layers whose name matches, e.g. "down_proj=8bit" or "layers\\.0\\.=16bit"; "lm_head=8bit" '
+        "quantizes the output head, which is kept otherwise; repeatable",
     )
     scheme.add_argument(
         "--target-gib", type=float, metavar="GIB", help="choose the bits of each layer to fit this size"
@@ -190,6 +206,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     data.add_argument("--length", type=int, default=512, help="longest sequence, in tokens (default 512)")
     data.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
 
+    _add_training(parser.add_argument_group("training (qat learns from the text, qad from the model as it was)"))
     how = parser.add_argument_group("how")
     how.add_argument(
         "--arithmetic",
@@ -208,6 +225,41 @@ def _parser(program: str) -> argparse.ArgumentParser:
     )
     how.add_argument("--config-only", action="store_true", help="write config.json alone, for --load-format dummy")
     return parser
+
+
+_TRAINING: dict[str, tuple[type | None, str]] = {
+    "start": (str, "what training begins with: a method above, or none, the model itself (default gptq)"),
+    "steps": (int, "of the optimizer (default 150)"),
+    "batch": (int, "tokens of a step (default 8192)"),
+    "micro": (int, "tokens at a time; gradients add up over a step (default 2048)"),
+    "corpus_tokens": (int, "how much the model writes where there is no --corpus (default 262144)"),
+    "rate": (float, "AdamW's learning rate (default: 0.008 of the mean quantization step)"),
+    "scale_rate": (float, "of the logarithms of the scales (default 0.003)"),
+    "warmup": (float, "share of the steps in which the rate rises (default 0.05); it falls along a cosine"),
+    "freeze": (float, "share of the steps after which the scales stay (default 0.9)"),
+    "scales": (str, "learned (LSQ) or recomputed from the weights' range at each step (default learned)"),
+    "train_precision": (str, "of the products: fp32, bf16 or fp16; the rest is float32 (default fp32)"),
+    "loss_scale": (str, "fp16's: dynamic or none (default dynamic)"),
+    "clip": (float, "the gradient's largest norm (default 1)"),
+    "checkpointing": (None, "compute activations again in the backward pass instead of keeping them"),
+    "temperature": (float, "of teacher and student in qad's loss (default 1)"),
+    "cross_entropy": (float, "its share of the loss, the rest is qad's KL (default 0; 1 for qat)"),
+    "hidden": (float, "weight of the loss of hidden states (default 0)"),
+    "top_k": (int, "keep the teacher's k likeliest tokens on disk instead of running it each time"),
+    "save": (int, "steps between states on disk, from which a killed run goes on (default 50)"),
+    "evaluate": (int, "how many times the held-out loss is taken; the best state is kept (default 10)"),
+}
+"""Options of a training, by the names of `training.Training`: type (None: a switch) and help."""
+
+
+def _add_training(group: Any) -> None:
+    group.add_argument("--corpus", type=Path, metavar="FILE", help="what to train on (default: the model writes it)")
+    for name, (kind, text) in _TRAINING.items():
+        flag, target = f"--{name.replace('_', '-')}", "precision" if name == "train_precision" else name
+        if kind is None:
+            group.add_argument(flag, dest=target, action="store_true", default=None, help=text)
+        else:
+            group.add_argument(flag, dest=target, type=kind, metavar=kind.__name__.upper(), help=text)
 
 
 if __name__ == "__main__":

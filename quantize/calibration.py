@@ -15,7 +15,7 @@ served is better.
     {"messages": [...]}      a conversation a line, through the model's chat template, which writes the beginning itself
     {"input_ids": [...]}     token ids a line, taken as they are: nothing is added, and no tokenizer is needed
 
-A file is read once, a line at a time. Of one larger than `_WHOLE`, which is many times what is drawn, that much is
+A file is read once, a line at a time. Of one larger than `WHOLE`, which is many times what is drawn, that much is
 kept: the lines (of a .txt, the stretches of 64 thousand characters) with the smallest of random numbers drawn for them
 with `seed`, so each has the same chance, and memory and tokenizing stay bounded. Lines not kept are not checked.
 """
@@ -36,9 +36,9 @@ from quantize.recipe import Recipe
 
 SHIPPED = "calibration.jsonl"
 _KEYS = ("input_ids", "text", "messages")
-_ALLOWED = 'a .txt file, or a .jsonl file whose lines are {"text": ...}, {"input_ids": [...]} or {"messages": [...]}'
+ALLOWED = 'a .txt file, or a .jsonl file whose lines are {"text": ...}, {"input_ids": [...]} or {"messages": [...]}'
 
-_WHOLE = 4 * 2**20
+WHOLE = 4 * 2**20
 """Characters of a file that are kept at most, or 16 for each token wanted if that is more."""
 _STRETCH = 2**16
 
@@ -55,7 +55,7 @@ class CalibrationSet:
         return hashlib.sha256(json.dumps(self.sequences).encode()).hexdigest()
 
 
-class _Document(NamedTuple):
+class Document(NamedTuple):
     """`where`: file and line, for what is said of it; `key`: which of `_KEYS` `content` is."""
 
     where: str
@@ -71,11 +71,11 @@ def load(model_dir: Path, recipe: Recipe, file: Path | None = None) -> Calibrati
     """
     if file is None and (model_dir / SHIPPED).is_file():
         file = model_dir / SHIPPED
-    limit = max(_WHOLE, 16 * recipe.samples * recipe.length)
-    documents, dropped = (_built_in(), 0) if file is None else _read(file, limit, recipe.seed)
-    tokenizer = None if all(document.key == "input_ids" for document in documents) else _tokenizer(model_dir)
-    vocabulary = _vocabulary(model_dir) or (sys.maxsize if tokenizer is None else len(tokenizer))
-    ids = [_encode(document, tokenizer, vocabulary) for document in documents]
+    limit = max(WHOLE, 16 * recipe.samples * recipe.length)
+    documents, dropped = (built_in(), 0) if file is None else _read(file, limit, recipe.seed)
+    tokenizer = None if all(document.key == "input_ids" for document in documents) else load_tokenizer(model_dir)
+    vocabulary = vocabulary_size(model_dir) or (sys.maxsize if tokenizer is None else len(tokenizer))
+    ids = [encode(document, tokenizer, vocabulary) for document in documents]
     origin = "built-in: pydoc topics" if file is None else file.name
     if dropped:
         origin += f", {len(documents)} of {len(documents) + dropped} parts"
@@ -103,43 +103,43 @@ def draw(documents: Sequence[Sequence[int]], recipe: Recipe) -> tuple[tuple[int,
 # --- documents --------------------------------------------------------------------------------------------------------
 
 
-def _built_in() -> list[_Document]:
+def built_in() -> list[Document]:
     try:
         from pydoc_data.topics import topics
     except ImportError as error:  # some distributions strip it
         raise CalibrationError(
-            "no calibration set, and an interpreter without pydoc's topics", _ALLOWED, "Give one with --calibration"
+            "no calibration set, and an interpreter without pydoc's topics", ALLOWED, "Give one with --calibration"
         ) from error
-    return [_Document(f"pydoc topic {name}", "text", topics[name]) for name in sorted(topics)]
+    return [Document(f"pydoc topic {name}", "text", topics[name]) for name in sorted(topics)]
 
 
-def _read(file: Path, limit: int, seed: int) -> tuple[list[_Document], int]:
+def _read(file: Path, limit: int, seed: int) -> tuple[list[Document], int]:
     """The documents of `file`, in its order, and how many lines or stretches were left out because it is large."""
     plain = file.suffix.lower() == ".txt"
     try:
         # A byte order mark is no text, and every kind of line end becomes "\n".
         with file.open(encoding="utf-8-sig") as opened:
-            kept, dropped = _sample(_stretches(opened) if plain else _lines(opened, file, limit), limit, seed)
+            kept, dropped = _sample(stretches(opened) if plain else lines(opened, file, limit), limit, seed)
     except UnicodeDecodeError as error:
         raise CalibrationError(
-            f"calibration file {file}: {error}", f"{_ALLOWED}, in UTF-8", "Save it as UTF-8"
+            f"calibration file {file}: {error}", f"{ALLOWED}, in UTF-8", "Save it as UTF-8"
         ) from error
     except OSError as error:
-        raise CalibrationError(f"calibration file {file}: {error}", _ALLOWED, "Check the path") from error
+        raise CalibrationError(f"calibration file {file}: {error}", ALLOWED, "Check the path") from error
     if plain and not dropped:
         kept = [(1, "".join(text for _, text in kept))]
     documents = []
     for number, text in kept:
-        document = _Document(file.name, "text", text) if plain else _parse(text, f"{file}:{number}")
+        document = Document(file.name, "text", text) if plain else parse(text, f"{file}:{number}")
         if document.key != "text" or document.content.strip():
             documents.append(document)
     if not documents:
         what = "holds nothing but white space" if any(text for _, text in kept) else "is empty"
-        raise CalibrationError(f"calibration file {file} {what}", _ALLOWED, "Give some text")
+        raise CalibrationError(f"calibration file {file} {what}", ALLOWED, "Give some text")
     return documents, dropped
 
 
-def _stretches(opened: Any) -> Iterator[tuple[int, str]]:
+def stretches(opened: Any) -> Iterator[tuple[int, str]]:
     """A text in parts that end with a line, where lines are not as long as a part."""
     for number in itertools.count(1):
         text = opened.read(_STRETCH)
@@ -148,7 +148,7 @@ def _stretches(opened: Any) -> Iterator[tuple[int, str]]:
         yield number, text + ("" if text.endswith("\n") else opened.readline(_STRETCH))
 
 
-def _lines(opened: Any, file: Path, limit: int) -> Iterator[tuple[int, str]]:
+def lines(opened: Any, file: Path, limit: int) -> Iterator[tuple[int, str]]:
     """The lines that hold something, with their numbers."""
     for number in itertools.count(1):
         line = opened.readline(limit + 1)
@@ -181,27 +181,27 @@ def _sample(parts: Iterable[tuple[int, str]], limit: int, seed: int) -> tuple[li
     return sorted((number, text) for _, number, text in heap), dropped
 
 
-def _parse(line: str, where: str) -> _Document:
+def parse(line: str, where: str) -> Document:
     try:
         document = json.loads(line)
     except (ValueError, RecursionError) as error:
         cut = "" if line.endswith("\n") else ", the last line, which may be cut short,"
-        raise CalibrationError(f"{where}{cut} is not JSON ({error})", _ALLOWED, "Correct the line") from error
+        raise CalibrationError(f"{where}{cut} is not JSON ({error})", ALLOWED, "Correct the line") from error
     if not isinstance(document, dict):
-        raise CalibrationError(f"{where} is a {type(document).__name__}", _ALLOWED, "Correct the line")
+        raise CalibrationError(f"{where} is a {type(document).__name__}", ALLOWED, "Correct the line")
     key = next((key for key in _KEYS if document.get(key) is not None), None)
     if key is None:
-        raise CalibrationError(f"{where} has none of the three keys", _ALLOWED, "Correct the line")
+        raise CalibrationError(f"{where} has none of the three keys", ALLOWED, "Correct the line")
     content = document[key]
     if key == "text" and not isinstance(content, str):
-        raise CalibrationError(f"{where}: a text that is a {type(content).__name__}", _ALLOWED, "Correct the line")
-    return _Document(where, key, content)
+        raise CalibrationError(f"{where}: a text that is a {type(content).__name__}", ALLOWED, "Correct the line")
+    return Document(where, key, content)
 
 
 # --- token ids --------------------------------------------------------------------------------------------------------
 
 
-def _vocabulary(model_dir: Path) -> int | None:
+def vocabulary_size(model_dir: Path) -> int | None:
     """How many ids the model knows, by its config.json: often more than the tokenizer's, whose rest is padding."""
     try:
         size = json.loads((model_dir / "config.json").read_text(encoding="utf-8")).get("vocab_size")
@@ -210,7 +210,7 @@ def _vocabulary(model_dir: Path) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _tokenizer(model_dir: Path) -> Any:
+def load_tokenizer(model_dir: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
@@ -225,12 +225,12 @@ def _tokenizer(model_dir: Path) -> Any:
         ) from error
 
 
-def _encode(document: _Document, tokenizer: Any, vocabulary: int) -> list[int]:
+def encode(document: Document, tokenizer: Any, vocabulary: int) -> list[int]:
     """Token ids of one document. Raises CalibrationError for any that the model does not know."""
     where, key, content = document
     if key == "input_ids":
         return _check_ids(content, vocabulary, where)
-    text = _conversation(content, tokenizer, where) if key == "messages" else content
+    text = conversation(content, tokenizer, where) if key == "messages" else content
     try:
         encoded: list[int] = tokenizer(text, add_special_tokens=key == "text", verbose=False)["input_ids"]
     except (TypeError, ValueError) as error:  # half a surrogate pair, which JSON can hold and Unicode text cannot
@@ -257,7 +257,7 @@ def _check_ids(ids: Any, vocabulary: int, where: str) -> list[int]:
     return list(ids)
 
 
-def _conversation(messages: Any, tokenizer: Any, where: str) -> str:
+def conversation(messages: Any, tokenizer: Any, where: str) -> str:
     """`messages` as the chat template writes them."""
     from jinja2 import TemplateError
 

@@ -78,17 +78,29 @@ class Draft:
         self.add(tensors, self.done + 1)
         self.layers.extend(layers)
         self.done += 1
-        names = self._save_hidden(store) if store else []
+        self._write_note(self._save_hidden(store) if store else [])
+        shutil.rmtree(self._hidden_of(self.done - 1), ignore_errors=True)
+
+    def hold(self) -> None:
+        """Have what lies in `path` kept for the next run, though no block is finished yet."""
+        if not (self.path / _NOTE).is_file():
+            self._write_note([])
+
+    @property
+    def held(self) -> bool:
+        """Whether a later run can go on from what is there."""
+        return (self.path / _NOTE).is_file()
+
+    def _write_note(self, names: Sequence[str]) -> None:
         note = {
             "key": self.key,
             "done": self.done,
-            "hidden": names,
+            "hidden": list(names),
             "layers": [asdict(layer) for layer in self.layers],
         }
         partial = self.path / (_NOTE + ".partial")
         partial.write_text(json.dumps(note))
         partial.replace(self.path / _NOTE)
-        shutil.rmtree(self._hidden_of(self.done - 1), ignore_errors=True)
 
     def add(self, tensors: Mapping[str, Tensor], number: int) -> None:
         """Write shard `number`, counted from 1."""
@@ -162,7 +174,7 @@ def describe(
     --load-format dummy, which times a model's shape and needs no more.
     """
     schemes = {name: scheme for name, scheme in plan.items() if scheme}
-    kept = [*(name for name, scheme in plan.items() if not scheme), "lm_head"]
+    kept = [name for name in dict.fromkeys([*plan, formats.HEAD]) if not plan.get(name)]
     quantization = formats.quantization_config(format, schemes, kept)
     _write_json(draft / "config.json", dict(config) | {"quantization_config": quantization})
     for pattern in _CARRIED:
@@ -203,13 +215,18 @@ def finished(path: Path, key: str) -> str | None:
     return digest
 
 
+def unfinished(out: Path) -> Path:
+    """Where the draft of `out` lies."""
+    return out.parent / f".{out.name}.unfinished"
+
+
 @contextmanager
 def drafted(out: Path, key: str, shards: int, metadata: Mapping[str, str]) -> Iterator[Draft]:
     """A draft that becomes `out` when the body ends. When it fails, finished blocks stay for the next run.
 
     Raises OutputError where another run holds the draft or `out` cannot be made, RunError where the disk is full.
     """
-    path = out.parent / f".{out.name}.unfinished"
+    path = unfinished(out)
     try:
         path.mkdir(parents=True, exist_ok=True)
         held = os.open(path, os.O_RDONLY)
@@ -235,7 +252,7 @@ def drafted(out: Path, key: str, shards: int, metadata: Mapping[str, str]) -> It
                 f"Make room and run it again: {draft.done} finished blocks are kept",
             ) from error
         finally:
-            if path.exists() and draft.done == 0:
+            if path.exists() and not draft.held:
                 shutil.rmtree(path, ignore_errors=True)
     finally:
         os.close(held)
@@ -270,6 +287,9 @@ def _write_json(file: Path, value: Mapping[str, Any]) -> None:
 
 def _card(record: Mapping[str, Any], schemes: Mapping[str, Scheme], kept: Sequence[str], format: str) -> str:
     """The model card: what this is, how it was made, and how to serve it."""
+    linears = [name for name in kept if name != formats.HEAD]
+    head = f", {formats.HEAD}" if formats.HEAD in kept else ""
+    among = str(schemes.get(formats.HEAD))
     counts: dict[str, int] = {}
     for scheme in schemes.values():
         counts[str(scheme)] = counts.get(str(scheme), 0) + 1
@@ -277,8 +297,8 @@ def _card(record: Mapping[str, Any], schemes: Mapping[str, Scheme], kept: Sequen
     rows = [
         ("source", f"{_title(record['source'])} (sha256 {record['source_sha256'][:16]})"),
         ("method", recipe["method"]),
-        ("schemes", "; ".join(f"{scheme}: {count} layers" for scheme, count in counts.items())),
-        ("in 16 bits", f"embeddings, norms, lm_head and {len(kept) - 1} linear layers"),
+        ("schemes", "; ".join(f"{s}: {n} layers{' with lm_head' if s == among else ''}" for s, n in counts.items())),
+        ("in 16 bits", f"embeddings, norms{head} and {len(linears)} linear layers"),
         ("format", format),
         ("calibration", record["calibration"] or "none"),
         ("recipe sha256", record["recipe_sha256"][:16]),

@@ -11,9 +11,10 @@ from pathlib import Path
 from torch import Tensor
 
 from quantize.errors import ModelError, SchemeError
-from quantize.formats import unpack
+from quantize.formats import narrow, unpack
 from quantize.layout import parse
-from quantize.scheme import Scheme, dequantize
+from quantize.packing import WORD
+from quantize.scheme import Quantized, Scheme, dequantize
 from quantize.weights import ModelDir, open_model
 
 
@@ -41,19 +42,33 @@ class Dequantized(ModelDir):
                 wanted.append(name)
         tensors = self.packed.read(wanted)
         for module in quantized:
-            scheme, kinds = self.modules[module]
-            stored = {kind: tensors.pop(f"{module}.{kind}") for kind in kinds}
-            try:
-                tensors[f"{module}.weight"] = dequantize(unpack(stored, self.format, scheme))
-            except SchemeError as error:
-                raise ModelError(f"{self.path}, {module}: {error.given}", error.allowed, error.remedy) from error
+            stored = {kind: tensors.pop(f"{module}.{kind}") for kind in self.modules[module][1]}
+            tensors[f"{module}.weight"] = self._weight(module, stored)
         return tensors
 
     def rows(self, name: str, indices: Tensor) -> Tensor:
-        """As `ModelDir.rows`; of a quantized module all rows are dequantized for it."""
-        if name.removesuffix(".weight") in self.modules:
-            return self.read([name])[name][indices]
-        return super().rows(name, indices)
+        """As `ModelDir.rows`; of a quantized module those from the first to the last are dequantized for it."""
+        module = name.removesuffix(".weight")
+        if module not in self.modules:
+            return super().rows(name, indices)
+        scheme, kinds = self.modules[module]
+        stored = self.packed.read(f"{module}.{kind}" for kind in kinds)
+        start, end = int(indices.min()) // WORD * WORD, (int(indices.max()) // WORD + 1) * WORD  # of whole words
+        parts = narrow({kind: stored[f"{module}.{kind}"] for kind in kinds}, scheme, start, end)
+        return self._weight(module, parts)[indices - start]
+
+    def _weight(self, module: str, parts: Mapping[str, Tensor]) -> Tensor:
+        """Of a module or of some of its rows, float32 [out, in]."""
+        try:
+            return dequantize(unpack(parts, self.format, self.modules[module][0]))
+        except SchemeError as error:
+            raise ModelError(f"{self.path}, {module}: {error.given}", error.allowed, error.remedy) from error
+
+    def integers(self, module: str) -> Quantized:
+        """A quantized module as it is stored."""
+        scheme, kinds = self.modules[module]
+        stored = self.packed.read(f"{module}.{kind}" for kind in kinds)
+        return unpack({kind: stored[f"{module}.{kind}"] for kind in kinds}, self.format, scheme)
 
     def scheme_of(self, module: str) -> Scheme | None:
         """The scheme of the module of that name; None where it is kept in 16 bit."""

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from quantize.dequantized import open_dequantized
 from quantize.errors import CalibrationError, ModelError
+from quantize.formats import HEAD
 from quantize.head import compare_ends, head_of
 from quantize.layerwise import LayerFidelity, compare_blocks, quantize_inputs
 from quantize.sequences import Batch, batches
@@ -75,7 +76,7 @@ def load_dequantized(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     of a layout that is not read here.
     """
     model = open_dequantized(path)
-    built = _build(path, model.read(model.files), dtype)
+    built = build_model(path, model.read(model.files), dtype)
     for name, (scheme, _) in model.modules.items():
         if scheme.activation_bits is not None:
             quantize_inputs(built.get_submodule(name), scheme.activation_bits)
@@ -85,10 +86,11 @@ def load_dequantized(path: Path, dtype: torch.dtype = torch.float32) -> Any:
 def load_original(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The model as it was before quantization, as `load_dequantized` gives the one after."""
     model = open_model(path)
-    return _build(path, model.read(model.files), dtype)
+    return build_model(path, model.read(model.files), dtype)
 
 
-def _build(path: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> Any:
+def build_model(path: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> Any:
+    """The model that `path`/config.json describes, with `tensors` by name; ModelError where they do not fit it."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(path)
@@ -181,7 +183,8 @@ def report(
             sqnr.append(block_db)
             if progress:
                 progress(before.index + 1, before.total)
-        whole = _whole(models, stores, parts, device, sqnr)
+        head = models[1].scheme_of(HEAD)
+        whole = _whole(models, stores, parts, device, sqnr, (activation_bits or head.activation_bits) if head else None)
     finally:
         for store in stores:
             store.close()
@@ -201,14 +204,18 @@ def _whole(
     parts: Sequence[Batch],
     device: str,
     sqnr_db: Sequence[float],
+    head_bits: int | None,
 ) -> Fidelity:
-    """The figures of the models' ends, from the hidden states that two finished walks left in `stores`."""
+    """The figures of the models' ends, from the hidden states that two finished walks left in `stores`.
+
+    head_bits: of the second model's activations where its output head reads them, None for unrounded.
+    """
     names = [f"hidden.{batch}" for batch in range(len(parts))]
     for store in stores:
         for name, batch in zip(names, parts, strict=True):
             store.put(name, store.get(name)[batch.real])
     following = [_following(batch) for batch in parts]
-    heads = head_of(models[0], device), head_of(models[1], device)
+    heads = head_of(models[0], device), head_of(models[1], device, head_bits)
     ends = compare_ends(heads, stores, names, following)
     positions = sum(len(each) for each in following)
     predicted = sum(int((each >= 0).sum()) for each in following)

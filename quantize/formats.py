@@ -10,6 +10,9 @@ Groups of 32, 64, 128 or a whole row, for which the Marlin kernels of its CUDA b
 symmetric; 2 and 3 bits, and 8 asymmetric, need an optional kernel package there (its source; not tried here). What the
 CPU build does not run is verified by reading it with compressed-tensors' own code, GPTQ of 8 bits with vLLM's.
 
+All three hold a quantized lm_head, which vLLM reads only where config.json names it. It pads the vocabulary to a
+multiple of 64 rows, and reads awq and gptq, whose rows are columns there, and zero points only where that adds nothing.
+
 vLLM fuses q, k and v, and gate and up, into one matrix each, which has one scheme: where the parts differ it refuses
 the checkpoint or, worse, reads all of them by the first part's scheme. So `check` refuses that for every format.
 """
@@ -18,6 +21,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from quantize.errors import SchemeError
@@ -42,9 +46,17 @@ GPTQ_V2 = "gptq_v2"
 """Read, not written: GPTQModel's own, which stores zero points as they are."""
 
 GROUP_SIZES = (32, 64, 128, PER_CHANNEL)
+HEAD = "lm_head"
+"""The output head, by its name as a module."""
+_HEAD_ROWS = 64
+"""vLLM's DEFAULT_VOCAB_PADDING_SIZE (its vocab_parallel_embedding.py)."""
 _FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 _CT_VERSION = "0.20.0"
 """Of the library whose packing is ours; older ones pack 3 bits otherwise."""
+
+_OUTPUTS = dict.fromkeys(("weight", "weight_packed", "weight_scale", "weight_zero_point"), 0)
+_OUTPUTS |= dict.fromkeys(("qweight", "qzeros", "scales"), 1)
+"""The dimension in which a part has the outputs, one by one or several to a word; other parts have them in none."""
 
 Shapes = Mapping[str, tuple[int, int]]
 """(outputs, inputs) by module name."""
@@ -86,14 +98,15 @@ def cpu_objection(schemes: Mapping[str, Scheme], shapes: Shapes | None = None) -
         if scheme.activation_bits is None and scheme.bits != 4:
             return f"vLLM has no CPU kernel for {scheme}"
         outputs, inputs = (shapes or {}).get(name, (32, 32))
-        if scheme.activation_bits is None and (outputs % 32 or inputs % 32):
+        padded = name == HEAD  # by vLLM
+        if scheme.activation_bits is None and (inputs % 32 or (outputs % 32 and not padded)):
             return f"vLLM's CPU kernel wants multiples of 32, and {name} is {outputs} x {inputs}"
     return None
 
 
 def _objection(format: str, schemes: Mapping[str, Scheme], shapes: Shapes | None) -> str | None:
     """Why `format` cannot hold `schemes`, or None where it can."""
-    kinds = sorted(set(schemes.values()), key=str)
+    kinds = sorted(set(_body(schemes).values() if format == "gptq" else schemes.values()), key=str)
     if len(kinds) > 1 and format != "compressed-tensors":
         return f"several schemes at once ({', '.join(map(str, kinds))})"
     for name, scheme in schemes.items():
@@ -108,11 +121,20 @@ def _objection(format: str, schemes: Mapping[str, Scheme], shapes: Shapes | None
             return f"{scheme}, and the layout has 4 bits"
         elif format == "gptq" and (scheme.bits not in (4, 8) or not scheme.symmetric):
             return f"{scheme}, and vLLM reads 4 or 8 bits symmetric"
-        outputs, inputs = (shapes or {}).get(name, (32, 32))
+        outputs, inputs = (shapes or {}).get(name, (64, 64))
         values = 32 // scheme.bits
         if format != "compressed-tensors" and (outputs % values or (format == "gptq" and inputs % values)):
             return f"{name} is {outputs} x {inputs}, and {values} of its values share a word"
+        if name == HEAD and format != "compressed-tensors" and outputs % _HEAD_ROWS:
+            return f"{name} is {outputs} x {inputs}, and its rows have to be a multiple of {_HEAD_ROWS}"
+        if name == HEAD and not scheme.symmetric and outputs * scheme.bits % 32:
+            return f"{name} is {outputs} x {inputs}, and zero points of {scheme.bits} bits for it end within a word"
     return None
+
+
+def _body(schemes: Mapping[str, Scheme]) -> Mapping[str, Scheme]:
+    """`schemes` without the output head's, unless that is all."""
+    return {name: scheme for name, scheme in schemes.items() if name != HEAD} or schemes
 
 
 def _torn(schemes: Mapping[str, Scheme], kept: Sequence[str]) -> str | None:
@@ -132,7 +154,8 @@ def quantization_config(format: str, schemes: Mapping[str, Scheme], kept: Sequen
     check(format, schemes, kept)
     if format == "compressed-tensors":
         return _ct_config(schemes, kept)
-    (scheme,) = set(schemes.values())
+    (scheme,) = set(_body(schemes).values())
+    head = schemes.get(HEAD)
     if format == "awq":
         return {
             "quant_method": "awq",
@@ -141,9 +164,12 @@ def quantization_config(format: str, schemes: Mapping[str, Scheme], kept: Sequen
             "group_size": scheme.group_size,
             "zero_point": True,  # of a symmetric scheme too: AutoAWQ's kernels know no other
             "modules_to_not_convert": list(kept),
-        }
+        } | ({"lm_head": True} if head else {})
     # vLLM asks for the fused name, others for the parts'; lm_head has a field of its own.
-    skipped = patterns(_with_fused([name for name in kept if name != "lm_head"]), _with_fused([*kept, *schemes]))
+    skipped = patterns(_with_fused([name for name in kept if name != HEAD]), _with_fused([*kept, *schemes]))
+    dynamic: dict[str, Any] = {f"-:{pattern}": {} for pattern in skipped}
+    if head and head != scheme:
+        dynamic[f"+:{HEAD}$"] = {"bits": head.bits, "group_size": head.group_size, "sym": True}
     return {
         "quant_method": "gptq",
         "checkpoint_format": "gptq",
@@ -152,9 +178,9 @@ def quantization_config(format: str, schemes: Mapping[str, Scheme], kept: Sequen
         "sym": True,
         "desc_act": False,
         "true_sequential": True,
-        "lm_head": False,
+        "lm_head": head is not None,
         "pack_dtype": "int32",
-    } | ({"dynamic": {f"-:{pattern}": {} for pattern in skipped}} if skipped else {})
+    } | ({"dynamic": dynamic} if dynamic else {})
 
 
 def _with_fused(names: Sequence[str]) -> list[str]:
@@ -173,7 +199,9 @@ def _ct_config(schemes: Mapping[str, Scheme], kept: Sequence[str]) -> dict[str, 
     everything = [*schemes, *kept]
     groups = {}
     for i, (scheme, names) in enumerate(by_scheme.items()):
-        targets = ["Linear"] if len(by_scheme) == 1 else _targets(names, everything)
+        targets = _targets(names, everything)
+        if len(by_scheme) == 1:
+            targets = ["Linear", *([HEAD] if HEAD in names else [])]  # which is no Linear in vLLM
         groups[f"group_{i}"] = {
             "targets": targets,
             "weights": _ct_arguments(scheme.bits, scheme.symmetric, scheme.group_size),
@@ -263,6 +291,36 @@ def pack(format: str, quantized: Quantized, scheme: Scheme) -> dict[str, Tensor]
     else:
         parts = pack_int8(quantized)
     return {name: tensor for name, tensor in parts._asdict().items() if tensor is not None}
+
+
+def pack_slices(format: str, slices: Sequence[Quantized], scheme: Scheme) -> dict[str, Tensor]:
+    """As `pack`, of a matrix in slices of its rows, each but the last of a multiple of 32."""
+    packed = [pack(format, part, scheme) for part in slices]
+    whole = dict(packed[0])
+    for name, axis in _OUTPUTS.items():
+        if name in whole:
+            whole[name] = torch.cat([parts[name] for parts in packed], axis)
+    if "weight_shape" in whole:
+        whole["weight_shape"] = torch.tensor([sum(len(part.q) for part in slices), slices[0].q.shape[1]])
+    return whole
+
+
+def narrow(parts: Mapping[str, Tensor], scheme: Scheme, start: int, end: int) -> dict[str, Tensor]:
+    """Of the tensors of one module those of the rows from `start` to `end`, multiples of 32, or to the last one."""
+    narrowed = dict(parts)
+    scales = next((name for name in ("scales", "weight_scale") if name in parts), None)
+    if scales is None:
+        return narrowed  # `unpack` says what is missing
+    outputs = parts[scales].shape[_OUTPUTS[scales]]
+    end = min(end, outputs)
+    for name, axis in _OUTPUTS.items():
+        if name in parts:
+            packed = parts[name].shape[axis] != outputs
+            first, last = (start * scheme.bits // 32, -(-end * scheme.bits // 32)) if packed else (start, end)
+            narrowed[name] = parts[name].narrow(axis, first, last - first)
+    if "weight_shape" in parts:
+        narrowed["weight_shape"] = torch.tensor([end - start, int(parts["weight_shape"][1])])
+    return narrowed
 
 
 def unpack(parts: Mapping[str, Tensor], format: str, scheme: Scheme) -> Quantized:

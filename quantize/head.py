@@ -1,4 +1,6 @@
-"""The end of a model: its last norm, and next-token distributions compared without ever holding the vocabulary.
+"""The end of a model: its last norm and its output head, taken a slice of the vocabulary at a time.
+
+Two models' next-token distributions are compared without ever holding the vocabulary.
 
 A slice of both models' lm_head at a time, over all tokens, with sums that are carried on from slice to slice. Of a
 token with logits a (original) and b (quantized), and M the largest a so far:
@@ -12,19 +14,23 @@ When M grows, A and D are multiplied by exp(M - M_new). After the last slice
 so each row of lm_head is read once, and memory is a slice of it whatever the vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from quantize.blocks import family_of
+from quantize.errors import SchemeError
+from quantize.formats import HEAD
+from quantize.scheme import Scheme, fake_quantize_tokens
+from quantize.sequences import Batch
 from quantize.store import Store
-from quantize.walk import skeleton_of
+from quantize.walk import Gathered, InputStats, skeleton_of
 from quantize.weights import ModelDir
 
 _ROWS = 8192
-"""Of lm_head at a time: 128 MiB at a hidden size of 4096."""
+"""Of lm_head at a time: 128 MiB at a hidden size of 4096. A multiple of 32, where packed integers come apart."""
 _TOKENS = 1024
 """At a time: their logits over a slice are 32 MiB."""
 
@@ -32,7 +38,8 @@ _TOKENS = 1024
 @dataclass(frozen=True)
 class Head:
     """norm: the module before the lm_head, ready to run; weight: the name of lm_head's tensor, which may be the
-    embedding's; bias: float32 [vocabulary] or None; softcap: c in c tanh(logit / c), or None (Gemma 2)."""
+    embedding's; bias: float32 [vocabulary] or None; softcap: c in c tanh(logit / c), or None (Gemma 2);
+    activation_bits: of a quantized lm_head's inputs, None where they are not rounded."""
 
     model: ModelDir
     norm: nn.Module
@@ -41,6 +48,12 @@ class Head:
     softcap: float | None
     vocabulary: int
     device: str
+    activation_bits: int | None = None
+
+    def inputs(self, hidden: Tensor) -> Tensor:
+        """What lm_head sees of `hidden`, the states after the last block, [..., hidden]."""
+        normed: Tensor = self.norm(hidden.to(self.device))
+        return normed if self.activation_bits is None else fake_quantize_tokens(normed, self.activation_bits)
 
     def logits(self, hidden: Tensor, weight: Tensor, start: int) -> Tensor:
         """Those of the tokens from `start` on whose rows of lm_head are `weight`: [n, hidden] -> [n, rows]."""
@@ -51,13 +64,17 @@ class Head:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return logits
 
+    def slices(self) -> Iterator[tuple[int, int]]:
+        """lm_head's rows from the first to the last, a few at a time: where each slice starts and ends."""
+        return ((start, min(start + _ROWS, self.vocabulary)) for start in range(0, self.vocabulary, _ROWS))
+
     def rows(self, start: int, end: int) -> Tensor:
         """A slice of lm_head's weight, float32."""
         return self.model.rows(self.weight, torch.arange(start, end)).to(self.device).float()
 
 
-def head_of(model: ModelDir, device: str = "cpu") -> Head:
-    """The end of `model`. Raises ModelError where its tensors are missing."""
+def head_of(model: ModelDir, device: str = "cpu", activation_bits: int | None = None) -> Head:
+    """The end of `model`; `activation_bits` as in `Head`. Raises ModelError where its tensors are missing."""
     skeleton = skeleton_of(model)
     config = skeleton.config
     final = family_of(model.config.get("model_type")).final
@@ -70,7 +87,27 @@ def head_of(model: ModelDir, device: str = "cpu") -> Head:
     if skeleton.lm_head.bias is not None:
         bias = model.read(["lm_head.bias"])["lm_head.bias"].float().to(device)
     softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(model, norm.requires_grad_(False), weight, bias, softcap, skeleton.lm_head.out_features, device)
+    vocabulary = skeleton.lm_head.out_features
+    return Head(model, norm.requires_grad_(False), weight, bias, softcap, vocabulary, device, activation_bits)
+
+
+def check_untied(plan: Mapping[str, Scheme | None], tied: bool) -> None:
+    """Raise SchemeError where `plan` has a scheme for an output head that is `tied` to the embeddings."""
+    if tied and (scheme := plan.get(HEAD)):
+        raise SchemeError(
+            f"{HEAD} as {scheme}, which is the embedding matrix here (tie_word_embeddings)",
+            "a model with an output head of its own; embeddings are kept in 16 bits",
+            f"Leave {HEAD} out of --keep",
+        )
+
+
+@torch.no_grad()
+def input_stats(head: Head, store: Store, batches: Sequence[Batch]) -> InputStats:
+    """What lm_head sees of `batches`, whose hidden states after the last block a finished walk left in `store`."""
+    gathered = Gathered()
+    for number, batch in enumerate(batches):
+        gathered.add(head.inputs(store.get(f"hidden.{number}")), batch.real)
+    return gathered.stats("the last norm")
 
 
 @dataclass(frozen=True)
@@ -88,16 +125,15 @@ def compare_ends(
     heads: tuple[Head, Head], stores: tuple[Store, Store], names: Sequence[str], following: Sequence[Tensor]
 ) -> list[Ends]:
     """Of each batch, by the hidden states [tokens, hidden] that each model's store has under each of `names`: those of
-    real tokens after the last block. They are replaced by what the last norm makes of them.
+    real tokens after the last block. They are replaced by what lm_head sees of them.
 
     following: int64 [tokens], the token that came next, or -1.
     """
     for head, store in zip(heads, stores, strict=True):
         for name in names:
-            store.put(name, head.norm(store.get(name).to(head.device)))
+            store.put(name, head.inputs(store.get(name)))
     sums = [_Sums(next_token) for next_token in following]
-    for start in range(0, heads[0].vocabulary, _ROWS):
-        end = min(start + _ROWS, heads[0].vocabulary)
+    for start, end in heads[0].slices():
         weights = [head.rows(start, end) for head in heads]
         for name, each in zip(names, sums, strict=True):
             hidden = [store.get(name) for store in stores]

@@ -8,28 +8,42 @@ against the hash that was noted when it was written. An unfinished one is gone o
 
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 
+from quantize import formats, train
 from quantize.allocate import allocate
 from quantize.blocks import family_of
 from quantize.calibration import CalibrationSet
 from quantize.calibration import load as load_calibration
-from quantize.checkpoint import Draft, describe, drafted, finished, pack_block
-from quantize.methods import METHODS, Layer, quantize_block
+from quantize.checkpoint import RECORD, Draft, describe, drafted, finished, pack_block, unfinished
+from quantize.corpus import key as corpus_key
+from quantize.errors import SchemeError
+from quantize.formats import HEAD
+from quantize.head import check_untied, head_of, input_stats
+from quantize.loop import Observer
+from quantize.methods import METHODS, Layer, quantize_block, quantize_head
 from quantize.recipe import Recipe
 from quantize.scheme import Scheme
+from quantize.sequences import batches
+from quantize.shapes import implied
 from quantize.store import BUDGET, Store
 from quantize.walk import walk
 from quantize.weights import ModelDir, check_unquantized, content_hash, locate, open_model, read_config
+
+TRAINING = ".training"
+"""Where in a draft the text, the states and the teacher's distributions lie."""
 
 _SMALL_MATRIX = 2**21
 """Elements; a matrix multiplication of this size gains little from a second thread."""
@@ -57,7 +71,10 @@ Progress = Callable[[BlockDone], None]
 
 @dataclass(frozen=True)
 class Result:
-    """A finished checkpoint. `seconds` is the wall time of the call; `cached` says that it found the work done."""
+    """A finished checkpoint. `seconds` is the wall time of the call; `cached` says that it found the work done.
+
+    tokens_trained: what qat and qad learned from, 0 for the others; start_seconds: what of `seconds` made their start.
+    """
 
     path: Path
     method: str
@@ -66,6 +83,8 @@ class Result:
     checkpoint_sha256: str
     seconds: float
     cached: bool
+    tokens_trained: int = 0
+    start_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -105,11 +124,20 @@ def prepare(
     family = family_of(source.config.get("model_type"))
     check_unquantized(path, source.config)
     blocks = int(source.config["num_hidden_layers"])
+    plan = recipe.plan(family, blocks)
+    if HEAD in plan:
+        check_untied(plan, implied(source.config).tied)
+        if recipe.training:
+            raise SchemeError(
+                f"--method {recipe.method} with {HEAD} quantized",
+                f"{HEAD} in 16 bits: training keeps it and the embedding as they are",
+                "Leave it out of --keep, or choose a method that rounds",
+            )
     samples = load_calibration(path, recipe, calibration) if recipe.calibrated or target_gib else None
     if target_gib is not None and samples:
         with _threads_that_pay(source.config):
             recipe = allocate(source, recipe, samples.sequences, target_gib, device or default_device())
-    plan = recipe.plan(family, blocks)
+        plan = recipe.plan(family, blocks)
     shapes = {name: source.matrix_shape(f"{name}.weight") for name in plan}
     return Prepared(str(model), source, recipe, plan, recipe.resolve_format(plan, shapes), samples)
 
@@ -125,18 +153,21 @@ def quantize_model(
     budget: int = BUDGET,
     progress: Progress | None = None,
     device: str | None = None,
+    corpus: Path | None = None,
+    observe: Observer | None = None,
 ) -> Result:
     """Quantize `model`, a directory or a hub name, by `recipe`, unless that was done before.
 
     The checkpoint goes to `out`, or without it to <cache>/checkpoints/<name>-<method>-<key>, where `cache` is the
     user's cache directory by default. `calibration` is a file (see `calibration`); `budget` the bytes of activations
-    that stay in memory; `device` the GPU if there is one. Raises a QuantizeError; finished blocks are then kept beside
-    `out` and the same call goes on from them.
+    that stay in memory; `device` the GPU if there is one. `corpus` is what qat and qad train on (see `train`), and
+    `observe` is told of their steps. Raises a QuantizeError; finished blocks and steps are then kept beside `out` and
+    the same call goes on from them.
     """
     started = time.perf_counter()
     request = prepare(model, recipe, calibration=calibration, target_gib=target_gib, device=device)
     path = request.source.path
-    record = _record(request.model, content_hash(path), request.recipe, request.format, request.samples)
+    record = _record(request, content_hash(path), corpus)
     name = path.name if Path(model).expanduser().is_dir() else Path(model).name
     out = out or _entry(cache, name, record)
     digest = finished(out, record["key"])
@@ -144,6 +175,14 @@ def quantize_model(
     if digest is None:
         config = request.source.config
         shards = int(config["num_hidden_layers"]) + 1
+        if request.recipe.training:
+            start = partial(
+                quantize_model, model, cache=cache, calibration=calibration, budget=budget, progress=progress,
+                device=device,
+            )  # fmt: skip
+            with _threads_that_pay(config):
+                digest = _train(request, record, out, start, corpus, device or default_device(), observe)
+            return _result(out, record, digest, started, cached)
         with drafted(out, record["key"], shards, _metadata(record)) as draft, _threads_that_pay(config):
             _write(request, draft, budget, progress, device or default_device())
             record |= {"layers": [asdict(layer) for layer in draft.layers]}
@@ -161,9 +200,15 @@ def quantize_config(config: Path, recipe: Recipe, *, out: Path | None = None, ca
     fields = read_config(config)
     plan = recipe.plan(family_of(fields.get("model_type")), int(fields.get("num_hidden_layers", 1)))
     check_unquantized(config, fields)
-    format = recipe.resolve_format(plan)
+    shapes: dict[str, tuple[int, int]] = {}
+    if HEAD in plan:  # which formats hold it is a matter of its size
+        known = implied(fields)
+        check_untied(plan, known.tied)
+        sizes = {name: known.tensors[f"{name}.weight"] for name in plan}
+        shapes = {name: (outputs, inputs) for name, (outputs, inputs) in sizes.items()}
+    format = recipe.resolve_format(plan, shapes)
     shape = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-    record = _record(str(config), shape, recipe, format, None)
+    record = _record(Prepared(str(config), ModelDir(source, fields, {}), recipe, plan, format, None), shape)
     name = source.resolve().name if config.stem == "config" or config.is_dir() else config.stem
     out = out or _entry(cache, f"{name}-config", record)
     digest = finished(out, record["key"])
@@ -177,16 +222,20 @@ def quantize_config(config: Path, recipe: Recipe, *, out: Path | None = None, ca
 def _result(out: Path, record: Mapping[str, Any], digest: str, started: float, cached: bool) -> Result:
     recipe = record["recipe"]
     seconds = time.perf_counter() - started
-    return Result(out, recipe["method"], recipe["format"], record["recipe_sha256"], digest, seconds, cached)
+    training = json.loads((out / RECORD).read_text()).get("training") or {}
+    return Result(
+        out, recipe["method"], recipe["format"], record["recipe_sha256"], digest, seconds, cached,
+        training.get("tokens", 0), 0.0 if cached else training.get("start_seconds", 0.0),
+    )  # fmt: skip
 
 
-def _record(
-    source: str, source_sha256: str, recipe: Recipe, format: str, samples: CalibrationSet | None
-) -> dict[str, Any]:
+def _record(request: Prepared, source_sha256: str, corpus: Path | None = None) -> dict[str, Any]:
     """What quantize.json says of a checkpoint; `key` is its identity."""
-    recipe = replace(recipe, format=format)
+    recipe, source, samples = replace(request.recipe, format=request.format), request.model, request.samples
     calibration_sha256 = samples.sha256() if samples and recipe.calibrated else None
-    parts = (source_sha256, recipe.sha256(), calibration_sha256 or "")
+    parts = [source_sha256, recipe.sha256(), calibration_sha256 or ""]
+    if recipe.training and corpus:
+        parts.append(corpus_key(request.source.path, corpus, recipe.length))
     return {
         "key": hashlib.sha256("\n".join(parts).encode()).hexdigest(),
         "recipe": recipe.record(),
@@ -210,7 +259,8 @@ def _entry(cache: Path | None, name: str, record: Mapping[str, Any]) -> Path:
 
 
 def _write(request: Prepared, draft: Draft, budget: int, progress: Progress | None, device: str) -> None:
-    """Quantize block by block, a shard each, into `draft`; the last shard is all that lies outside of the blocks."""
+    """Quantize block by block, a shard each, into `draft`, then the output head if that is asked for; the last shard is
+    all that lies outside of the blocks."""
     source, method = request.source, METHODS[request.recipe.method]
     process = psutil.Process()
     with Store(budget, draft.path) as store:
@@ -218,7 +268,8 @@ def _write(request: Prepared, draft: Draft, budget: int, progress: Progress | No
         draft.restore(store)
         begun, started = draft.done, time.perf_counter()
         arithmetic = _ARITHMETIC[request.recipe.arithmetic]
-        steps = walk(source, sequences, device, store=store, start=draft.done, arithmetic=arithmetic, to_the_end=False)
+        onward = HEAD in request.plan
+        steps = walk(source, sequences, device, store=store, start=begun, arithmetic=arithmetic, to_the_end=onward)
         for step in steps:
             schemes = {n: s for n in step.family.linears if (s := request.plan[step.prefix + n])}
             quantized, layers = quantize_block(step, method, request.recipe.grid_search, schemes.get)
@@ -232,9 +283,84 @@ def _write(request: Prepared, draft: Draft, budget: int, progress: Progress | No
                 seconds = time.perf_counter() - started
                 held = process.memory_info().rss
                 progress(BlockDone(step.index + 1, step.total, begun, seconds, tuple(layers), held))
+        head = _head(request, draft, store, sequences, device)
     outside = [name for name in source.files if not name.startswith("model.layers.")]
-    draft.add(source.read(outside), draft.shards)
+    if head:
+        outside.remove(f"{HEAD}.weight")
+    draft.add({**source.read(outside), **head}, draft.shards)
     draft.finish()
+
+
+def _train(
+    request: Prepared,
+    record: dict[str, Any],
+    out: Path,
+    start: Callable[[Recipe], Result],
+    corpus: Path | None,
+    device: str,
+    observe: Observer | None,
+) -> str:
+    """Train, and write the checkpoint; returns its content hash. One of several processes (torchrun) writes it all."""
+    recipe, source, config = request.recipe, request.source, request.source.config
+    training = recipe.training
+    assert training is not None
+    schemes = {name: scheme for name, scheme in request.plan.items() if scheme}
+    with train.world(device) as among:
+        begun = None
+        if recipe.start:
+            if among.first:
+                begun = start(recipe.start)
+            among.wait()
+            begun = begun or start(recipe.start)
+
+        def learn(folder: Path) -> tuple[Any, Mapping[str, torch.dtype], Sequence[train.Row], str]:
+            among.wait()
+            return train.run(
+                source, begun.path if begun else None, recipe, training, request.plan, corpus,
+                folder / TRAINING, record["key"], among=among, device=device, observe=observe,
+            )  # fmt: skip
+
+        if not among.first:
+            learn(unfinished(out))
+            among.wait()
+            return finished(out, record["key"]) or ""
+        with drafted(out, record["key"], int(config["num_hidden_layers"]) + 1, _metadata(record)) as draft:
+            (draft.path / TRAINING).mkdir(exist_ok=True)
+            draft.hold()
+            student, stored, rows, origin = learn(draft.path)
+            train.write(student, source, schemes, stored, request.format, draft)
+            train.report(rows, draft.path)
+            shutil.rmtree(draft.path / TRAINING)
+            record |= {
+                "layers": [asdict(layer) for layer in draft.layers],
+                "training": {
+                    "corpus": origin,
+                    "tokens": rows[-1].tokens,
+                    "start_seconds": round(begun.seconds, 3) if begun and not begun.cached else 0.0,
+                    **train.summary(rows),
+                },
+            }
+            digest = describe(draft.path, source.path, config, request.plan, request.format, record)
+        among.wait()
+        return digest
+
+
+def _head(
+    request: Prepared, draft: Draft, store: Store, sequences: Sequence[Sequence[int]], device: str
+) -> dict[str, Tensor]:
+    """The tensors of the output head in the parts of the format, and its fate in the draft; none where it is kept.
+
+    `store` has the hidden states after the last block.
+    """
+    scheme = request.plan.get(HEAD)
+    if scheme is None:
+        return {}
+    head = head_of(request.source, device)
+    stats = input_stats(head, store, batches(sequences)) if sequences else None
+    slices, layer = quantize_head(head, scheme, stats, METHODS[request.recipe.method], request.recipe.grid_search)
+    draft.layers.append(layer)
+    packed = formats.pack_slices(request.format, slices, scheme)
+    return {f"{HEAD}.{part}": tensor.cpu().contiguous() for part, tensor in packed.items()}
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantize.errors import SchemeError
-from quantize.formats import FORMATS, GPTQ_V2
+from quantize.formats import FORMATS, GPTQ_V2, HEAD
 from quantize.scheme import PER_CHANNEL, Scheme
 
 _REMEDY = "Dequantize it with the tool that made it"
@@ -80,7 +80,7 @@ def _awq(config: Mapping[str, Any]) -> Layout:
         raise _unread("zero_point", False, "true: AutoAWQ's layout has zero points")
     bits, size = config.get("bits", config.get("w_bit")), config.get("group_size", config.get("q_group_size"))
     kept = [(f".*{re.escape(name)}", None) for name in config.get("modules_to_not_convert") or []]
-    return Layout("awq", (*kept, (r".*lm_head$", None), ("", Scheme(_integer(bits), _integer(size)))))
+    return Layout("awq", (*kept, *_unless_said(config), ("", Scheme(_integer(bits), _integer(size)))))
 
 
 def _gptq(config: Mapping[str, Any]) -> Layout:
@@ -96,9 +96,12 @@ def _gptq(config: Mapping[str, Any]) -> Layout:
     for pattern, changes in (config.get("dynamic") or {}).items():  # GPTQModel's rules for single modules
         skips = pattern.startswith("-:")
         rules.append((pattern.removeprefix("-:").removeprefix("+:"), None if skips else scheme(changes)))
-    if not config.get("lm_head"):
-        rules.append((r".*lm_head$", None))
-    return Layout(version, (*rules, ("", scheme({}))))
+    return Layout(version, (*rules, *_unless_said(config), ("", scheme({}))))
+
+
+def _unless_said(config: Mapping[str, Any]) -> list[tuple[str, Scheme | None]]:
+    """The output head is left in 16 bit where the config does not say otherwise."""
+    return [] if config.get("lm_head") else [(f".*{HEAD}$", None)]
 
 
 def _ct(config: Mapping[str, Any]) -> Layout:

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from quantize import awq, gptq, rtn, smoothquant
 from quantize.blocks import Site, apply_fold, by_row, linear
+from quantize.formats import HEAD
+from quantize.head import Head
 from quantize.scheme import Grid, Quantized, Scheme, dequantize, loss, round_scales, search
 from quantize.walk import InputStats, Step
 
@@ -90,7 +92,8 @@ def quantize_block(
         rounded, damping = _round(weights, schemes, stats, method.rounding, how)
         for name, quantized in rounded.items():
             after = dequantize(quantized)
-            layers.append(_layer(step.prefix + name, weights[name], after, schemes[name], stats, damping))
+            lost = _energies(weights[name], after, stats)
+            layers.append(_layer(step.prefix + name, schemes[name], lost, stats, damping))
             weights[name].copy_(after)
         done.update(rounded)
         return factor
@@ -101,6 +104,24 @@ def quantize_block(
         for site in step.family.sites:
             visit(site, None)
     return done, layers
+
+
+@torch.no_grad()
+def quantize_head(
+    head: Head, scheme: Scheme, stats: InputStats | None, method: Method, how: str
+) -> tuple[list[Quantized], Layer]:
+    """The output head in slices of its rows, rounded one after the other: nothing is folded into it.
+
+    `stats` are those of its inputs, None without calibration; `how` is as for `quantize_block`.
+    """
+    slices = []
+    lost = torch.zeros(2 if stats is None else 4, dtype=torch.float64)
+    for start, end in head.slices():
+        weight = head.rows(start, end)
+        rounded, damping = _round({HEAD: weight}, {HEAD: scheme}, stats, method.rounding, how)
+        slices.append(rounded[HEAD])
+        lost += _energies(weight, dequantize(rounded[HEAD]), stats)
+    return slices, _layer(HEAD, scheme, lost, stats, damping)
 
 
 def _fold(
@@ -164,15 +185,25 @@ def _gptq(
     return done, factor.damping
 
 
-def _layer(
-    name: str, before: Tensor, after: Tensor, scheme: Scheme, stats: InputStats | None, damping: float | None
-) -> Layer:
+def _energies(before: Tensor, after: Tensor, stats: InputStats | None) -> Tensor:
+    """||W||^2 and ||W - What||^2, and with calibration tr(W G W') and tr(D G D') too: float64 [2] or [4]."""
     difference = before - after
-    weight = _decibels(loss(before), loss(difference))
+    grams = [None] if stats is None else [None, stats.gram]
+    return torch.tensor([loss(each, gram) for gram in grams for each in (before, difference)], dtype=torch.float64)
+
+
+def layer_of(name: str, scheme: Scheme, before: Tensor, after: Tensor) -> Layer:
+    """What became of a layer whose weight was `before` and is `after`, [out, in] each, without calibration."""
+    return _layer(name, scheme, _energies(before, after, None), None, None)
+
+
+def _layer(name: str, scheme: Scheme, lost: Tensor, stats: InputStats | None, damping: float | None) -> Layer:
+    """What became of a layer that `lost` so much (see `_energies`)."""
+    signal, noise, *outputs = lost.tolist()
+    weight = _decibels(signal, noise)
     if stats is None:
         return Layer(name, str(scheme), weight)
-    output = _decibels(loss(before, stats.gram), loss(difference, stats.gram))
-    return Layer(name, str(scheme), weight, output, damping, int((stats.abs_max == 0).sum()))
+    return Layer(name, str(scheme), weight, _decibels(*outputs), damping, int((stats.abs_max == 0).sum()))
 
 
 def _decibels(signal: float, noise: float) -> float | None:

@@ -17,16 +17,39 @@ from torch.overrides import TorchFunctionMode
 
 _AVAILABLE = bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
 _QUERIES = 128
-"""At a time: of the keys, those after the last of them are left out."""
+"""At a time: of the keys, those after the last of them are left out. Shorter sequences are torch's: a call for each
+head would cost more than it saves."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W' + b: `x` [..., in], `weight` [out, in], `bias` [out] or None. No gradient flows through it."""
+    """x W' + b: `x` [..., in], `weight` [out, in], `bias` [out] or None."""
     if not _ours(x, weight):
         return functional.linear(x, weight, bias)
+    if torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        found: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        return found
     # Contiguous, since oneDNN has fast kernels for few strides, and for the others one that is 100 times slower.
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight.contiguous(), bias, "none", [], "")
     return result
+
+
+class _Linear(torch.autograd.Function):
+    """`linear`, whose gradients are two more products."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        rows = grads[0].reshape(-1, len(weight))
+        to_x = linear(rows, weight.T).view_as(x) if ctx.needs_input_grad[0] else None
+        to_weight = linear(rows.T, x.reshape(-1, x.shape[-1]).T) if ctx.needs_input_grad[1] else None
+        return to_x, to_weight, rows.sum(dim=0) if ctx.needs_input_grad[2] else None
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -50,8 +73,10 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
 
 
 def _ours(*tensors: Tensor) -> bool:
-    """Whether oneDNN is there and takes all of them."""
-    return _AVAILABLE and all(x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0 for x in tensors)
+    """Whether oneDNN is there and takes all of them; autocast has its own way with them."""
+    if not _AVAILABLE or torch.is_autocast_enabled("cpu"):
+        return False
+    return all(x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0 for x in tensors)
 
 
 class Faster(TorchFunctionMode):
@@ -83,13 +108,10 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    if (
-        is_causal
-        and attn_mask is None
-        and not dropout_p
-        and query.shape[2] == key.shape[2]
-        and _ours(query, key, value)
-    ):
+    length = query.shape[2]
+    plain = is_causal and attn_mask is None and not dropout_p and key.shape[2] == length >= _QUERIES
+    learning = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    if plain and not learning and _ours(query, key, value):
         return causal_attention(query, key, value, query.shape[-1] ** -0.5 if scale is None else scale)
     return functional.scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa

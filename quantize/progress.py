@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from quantize.job import BlockDone, Progress
+from quantize.loop import Observer, Row
 
 
 @contextmanager
@@ -20,6 +21,40 @@ def reporter() -> Iterator[Progress]:
     with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda block: bar.update(task, completed=block.done, total=block.total, description=_fate(block))
+
+
+@contextmanager
+def step_reporter() -> Iterator[Observer]:
+    """A function to call after each training step: a bar, or twenty lines and one for each held-out loss."""
+    if not sys.stderr.isatty():
+
+        def tell(row: Row, steps: int) -> None:
+            if row.heldout is not None or row.step % max(1, steps // 20) == 0:
+                print(step_line(row, steps), file=sys.stderr, flush=True)
+
+        yield tell
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("training step"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, visible=False)
+        yield lambda row, steps: bar.update(
+            task, completed=row.step, total=steps, description=_step(row, steps), visible=True
+        )
+
+
+def step_line(row: Row, steps: int) -> str:
+    """`step 30/300  loss 0.0921, held out 0.0934  rate 1.0e-03  4,812 tok/s, 410 s left`."""
+    return f"step {row.step}/{steps}  {_step(row, steps)}"
+
+
+def _step(row: Row, steps: int) -> str:
+    held = "" if row.heldout is None else f", held out {row.heldout:.4g}"
+    scale = f"  scale {row.loss_scale:g}, {row.skipped} left out" if row.loss_scale != 1 else ""
+    left = f"{row.tokens_s:,.0f} tok/s, {row.seconds / max(row.step, 1) * (steps - row.step):.0f} s left"
+    return f"loss {row.loss:.4g}{held}  rate {row.learning_rate:.1e}{scale}  {left}"
 
 
 def line(block: BlockDone) -> str:

@@ -114,25 +114,25 @@ def _by_site(step: Step, visit: Visit) -> None:
         raise ValueError("this walk has no calibration set")
     _check_parts(step)
     norms = [step.block.get_submodule(stage.halves[0].norm) for stage in step.family.stages]
-    gathered = _Gathered()
+    gathered = Gathered()
     for batch in range(len(flow)):
         gathered.add(_first(norms[0](hidden(step, batch))), flow.real[batch])
     for number, stage in enumerate(step.family.stages):
-        visit(stage.inputs, gathered.stats(step))  # a factor in the norm is in what it gives from here on
+        visit(stage.inputs, gathered.stats(_name(step)))  # a factor in the norm is in what it gives from here on
         factors: dict[str, Tensor | None] = {}
         for half in stage.halves:
-            gathered = _Gathered()
+            gathered = Gathered()
             with core_of(step.block, half) as core:
                 for batch in range(len(flow)):
                     normed = _first(norms[number](hidden(step, batch)))
                     inner = _call(step, core, normed, _arguments(step, batch, half))
                     gathered.add(inner, flow.real[batch])
                     flow.store.put(f"{half.core}.{batch}", inner)
-            factors[half.core] = visit(half.output, gathered.stats(step))
+            factors[half.core] = visit(half.output, gathered.stats(_name(step)))
         following = norms[number + 1] if number + 1 < len(norms) else None
         if following is None and not step.onward:
             return
-        gathered = _Gathered()
+        gathered = Gathered()
         for batch in range(len(flow)):
             after = hidden(step, batch)
             for half in stage.halves:
@@ -143,7 +143,7 @@ def _by_site(step: Step, visit: Visit) -> None:
                 gathered.add(_first(following(after)), flow.real[batch])
 
 
-class _Gathered:
+class Gathered:
     """The statistics of a site as its inputs come by."""
 
     def __init__(self) -> None:
@@ -160,19 +160,21 @@ class _Gathered:
         self._loudest = torch.maximum(self._loudest, torch.maximum(x.amax(dim=0), -x.amin(dim=0)))
         self._tokens += len(x)
 
-    def stats(self, step: Step) -> InputStats:
-        """Of all that was taken in. Raises RunError where it was not finite."""
+    def stats(self, source: str) -> InputStats:
+        """Of all that was taken in, which came out of `source`. Raises RunError where it was not finite."""
         gram = self._gram.triu_()
         gram += gram.triu(1).T
-        _check_finite(step, gram)
+        _check_finite(source, gram)
         return InputStats(gram.div_(self._tokens), self._loudest)
 
 
-def _check_finite(step: Step, x: Tensor) -> None:
+def _name(step: Step) -> str:
+    return f"block {step.index}"
+
+
+def _check_finite(source: str, x: Tensor) -> None:
     if not all(bool(torch.isfinite(bound)) for bound in torch.aminmax(x)):  # which hands NaN on, in one pass
-        raise RunError(
-            f"block {step.index} puts out NaN or infinity", "finite activations", "Check the model's weights"
-        )
+        raise RunError(f"{source} puts out NaN or infinity", "finite activations", "Check the model's weights")
 
 
 def _tail(step: Step, half: Half, inner: Tensor) -> Tensor:
@@ -239,7 +241,7 @@ def hidden(step: Step, batch: int) -> Tensor:
 def put(step: Step, batch: int, hidden: Tensor) -> None:
     """Put the `hidden` states of one batch behind the block in the place of those before it; they must be finite."""
     assert step.flow is not None
-    _check_finite(step, hidden)
+    _check_finite(_name(step), hidden)
     step.flow.store.put(f"{_HIDDEN}.{batch}", hidden)
 
 

@@ -166,11 +166,14 @@ def test_a_reason_names_no_path() -> None:
     assert quantizers._reason(log) == "ValueError: cannot open x.py today"
 
 
+BEGIN, END = (mark.format("quantizers") for mark in (table.BEGIN, table.END))
+
+
 def test_table_goes_between_its_marks(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     table.put("new", page)
-    assert page.read_text() == f"before\n{table.BEGIN}\nnew\n{table.END}\nafter\n"
-    page.write_text(f"{table.BEGIN} and no end")
+    assert page.read_text() == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+    page.write_text(f"{BEGIN} and no end")
     with pytest.raises(SystemExit, match="only one of"):
         table.put("new", page)

@@ -154,7 +154,7 @@ def test_blank_texts_are_left_out(model: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if 1,024 characters were much; 16 x 4 x 8 are wanted."""
-    monkeypatch.setattr(calibration, "_WHOLE", 1024)
+    monkeypatch.setattr(calibration, "WHOLE", 1024)
     monkeypatch.setattr(calibration, "_STRETCH", 64)
 
 
@@ -185,14 +185,14 @@ def test_of_a_large_file_no_more_is_tokenized_than_is_kept(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = 0
-    encode = calibration._encode
+    encode = calibration.encode
 
     def counting(document: Any, *arguments: Any) -> list[int]:
         nonlocal seen
         seen += len(document.content)
         return encode(document, *arguments)
 
-    monkeypatch.setattr(calibration, "_encode", counting)
+    monkeypatch.setattr(calibration, "encode", counting)
     load(model, SMALL, written(tmp_path / "a.jsonl", [{"text": f"line {i}"} for i in range(5000)]))
     assert 200 < seen <= 1024
     seen = 0

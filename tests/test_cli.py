@@ -14,7 +14,9 @@ from harness.cli import parse_duration
 from harness.errors import InputError
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = (("sweep",), ("report",), ("quantize",), ("inspect",), ("doctor",), ("engine",), ("engine", "install"))
+COMMANDS = (
+    ("sweep",), ("report",), ("quantize",), ("recover",), ("inspect",), ("doctor",), ("engine",), ("engine", "install"),
+)  # fmt: skip
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -103,7 +103,8 @@ def test_layers_may_be_kept_and_mixed(tmp_path: Path) -> None:
     ("keep", "message"),
     [
         ("k_proj=8bit", "fuses into one matrix"),
-        ("lm_head=8bit", "lm_head are kept in any case"),
+        ("lm_head=8bit", "lm_head as W8A16 g64 sym, which is the embedding matrix here"),
+        ("embed_tokens=8bit", "embeddings and norms are kept in any case"),
         ("down_proj=5bit", "2, 3, 4, 8 or 16"),
         ("(=8bit", "no PATTERN=BITS|unterminated|missing"),
     ],

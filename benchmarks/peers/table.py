@@ -9,7 +9,7 @@ from typing import Any
 
 from peers.records import Run
 
-BEGIN, END = "<!-- quantizers: begin -->", "<!-- quantizers: end -->"
+BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"
 
 
 VERSUS = (
@@ -108,10 +108,11 @@ def _versions(runs: Sequence[Run]) -> list[str]:
     return [f"{tool}: {text}" for tool, text in found.items()]
 
 
-def put(text: str, out: Path) -> None:
-    """Write the table to `out`, or between its marks where it has them."""
-    before, found, rest = out.read_text().partition(BEGIN) if out.is_file() else ("", "", "")
-    _, ended, after = rest.partition(END)
+def put(text: str, out: Path, name: str = "quantizers") -> None:
+    """Write the table to `out`, or between the marks of that name where it has them."""
+    begin, end = BEGIN.format(name), END.format(name)
+    before, found, rest = out.read_text().partition(begin) if out.is_file() else ("", "", "")
+    _, ended, after = rest.partition(end)
     if bool(found) != bool(ended):
-        raise SystemExit(f"{out}: only one of {BEGIN} and {END}; put in the other")
-    out.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}" if found else text + "\n")
+        raise SystemExit(f"{out}: only one of {begin} and {end}; put in the other")
+    out.write_text(f"{before}{begin}\n{text}\n{end}{after}" if found else text + "\n")
