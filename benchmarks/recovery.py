@@ -8,9 +8,10 @@ training runs. All calibrate and train on one text: conversations of the demo mo
 their split, which share nothing with what judges. A seed decides the draw of the calibration set, the order of the
 training text and what of it is held out.
 
-Judged is each checkpoint, dequantized, in float32: KL(BF16 || quantized) in nats a token, same top-1, loss a token on
-the 300 held-out conversations (scenarios/demo-model/heldout.jsonl) and exact greedy answers to their prompts. A
-finished run is in FILE at once; called again, what is missing is run.
+Judged is each checkpoint, dequantized, in float32, on the 300 held-out conversations
+(scenarios/demo-model/heldout.jsonl): KL(BF16 || quantized) in nats a token, same top-1, loss a token of all their text
+and of the answers alone, and exact greedy answers to their prompts. A finished run is in FILE at once; called again,
+what is missing is run.
 """
 
 from __future__ import annotations
@@ -113,22 +114,24 @@ class Judge:
         self.sequences = [self.tokenizer.encode(demo_model.conversation(e)).ids for e in self.examples]
 
     def __call__(self, checkpoint: Path) -> dict[str, float]:
-        """KL, top-1, loss on the held-out conversations, and exact answers, of a checkpoint."""
+        """KL, top-1, losses on the held-out conversations, and exact answers in %, of a checkpoint."""
         model = fidelity.load_dequantized(checkpoint)
         found = fidelity.compare(self.original, model, self.sequences)
         with torch.no_grad():
             exact = self.demo.accuracy(model, self.tokenizer, self.examples)["overall"]
+            answers, _ = self.demo.perplexity(model, self.tokenizer, self.examples)
         return {
             "kl": found.kl_nats, "top1": found.top1_agreement, "loss": math.log(found.perplexity_quantized),
-            "loss_bf16": math.log(found.perplexity_original), "exact": exact,
+            "loss_bf16": math.log(found.perplexity_original), "answers": math.log(answers), "exact": exact,
         }  # fmt: skip
 
 
 def render(runs: Sequence[dict[str, Any]]) -> str:
     """Means and standard deviations over the seeds, and how much of GPTQ's gap each closes."""
     lines = [
-        "| bits | method | KL, nats | of GPTQ's KL recovered | loss a token | exact answers, % | seconds | peak MiB |",
-        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| bits | method | KL, nats | of GPTQ's KL recovered | loss of answers | of all text | exact answers, % | "
+        "seconds | peak MiB |",
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for bits in sorted({run["bits"] for run in runs}, reverse=True):
         gptq = {run["seed"]: run["kl"] for run in runs if run["bits"] == bits and run["method"] == "gptq"}
@@ -138,6 +141,7 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
             cells = [
                 _spread([run["kl"] for run in own]),
                 "" if method == "gptq" or not closed else _spread([100 * c for c in closed]) + " %",
+                _spread([run["answers"] for run in own]),
                 _spread([run["loss"] for run in own]),
                 _spread([run["exact"] for run in own]),
                 f"{statistics.mean(run['seconds'] for run in own):.0f}",

@@ -293,7 +293,15 @@ def _card(record: Mapping[str, Any], schemes: Mapping[str, Scheme], kept: Sequen
     counts: dict[str, int] = {}
     for scheme in schemes.values():
         counts[str(scheme)] = counts.get(str(scheme), 0) + 1
-    recipe = record["recipe"]
+    recipe, training = record["recipe"], record.get("training")
+    trained = []
+    if training:
+        loss = f"{training['heldout_at_start']:.4g} before, {training['heldout']:.4g} after, nats a token"
+        trained = [
+            ("trained", f"{training['steps']} steps from {recipe['training']['start']}, {training['tokens']:,} tokens"),
+            ("on", training["corpus"]),
+            ("loss on text kept out of it", loss),
+        ]
     rows = [
         ("source", f"{_title(record['source'])} (sha256 {record['source_sha256'][:16]})"),
         ("method", recipe["method"]),
@@ -301,6 +309,7 @@ def _card(record: Mapping[str, Any], schemes: Mapping[str, Scheme], kept: Sequen
         ("in 16 bits", f"embeddings, norms{head} and {len(linears)} linear layers"),
         ("format", format),
         ("calibration", record["calibration"] or "none"),
+        *trained,
         ("recipe sha256", record["recipe_sha256"][:16]),
         ("made by", record["tool"]),
     ]

@@ -44,7 +44,7 @@ _OVERFLOWS = 60
 
 @dataclass(frozen=True)
 class Row:
-    """A step; step 0 is the start, whose losses are the held-out ones.
+    """A step; step 0 is the start, whose loss is the held-out one and has no parts.
 
     tokens: trained on by then; losses are means over the step's whole batch, heldout the one that decides, where it was
     taken; skipped: steps left out so far; tokens_s: of this step.
@@ -53,9 +53,9 @@ class Row:
     step: int
     tokens: int
     loss: float
-    cross_entropy: float
-    kl: float
-    hidden: float
+    cross_entropy: float | None
+    kl: float | None
+    hidden: float | None
     learning_rate: float
     grad_norm: float
     loss_scale: float
@@ -185,9 +185,7 @@ class _Loop:
         heldout = self.judge()
         seconds = time.perf_counter() - self.start
         self.rows.append(
-            Row(
-                0, 0, heldout, math.nan, math.nan, math.nan, 0.0, 0.0, self.scaler.get_scale(), 0, heldout, 0.0, seconds
-            )
+            Row(0, 0, heldout, None, None, None, 0.0, 0.0, self.scaler.get_scale(), 0, heldout, 0.0, seconds)
         )
 
     def advance(self) -> Row:
@@ -380,11 +378,12 @@ def _checkpoint(student: Any, products: Callable[[], AbstractContextManager[Any]
 
 
 def write_rows(rows: Sequence[Row], file: Path) -> None:
-    """metrics.csv: a line a step."""
+    """metrics.csv: a line a step; what overflowed, or was not taken, is empty."""
     import csv
 
     with file.open("w", newline="") as opened:
         writer = csv.writer(opened)
         writer.writerow([field.name for field in fields(Row)])
         for row in rows:
-            writer.writerow(["" if value is None else f"{value:.8g}" for value in asdict(row).values()])
+            values = asdict(row).values()
+            writer.writerow(["" if v is None or not math.isfinite(v) else f"{v:.8g}" for v in values])

@@ -34,14 +34,17 @@ def _losses(axes: Any, rows: Sequence["Row"]) -> None:
     held = [float(row.heldout or 0.0) for row in judged]
     axes.plot([row.step for row in judged], held, "o-", color=_HELD, ms=4, lw=1.5, label="held out")
     best = min(range(len(held)), key=held.__getitem__)
+    side = "right" if judged[best].step > steps[-1] / 2 else "left"  # away from the edge
     axes.annotate(
-        f"kept: {held[best]:.4g}", (judged[best].step, held[best]), textcoords="offset points", xytext=(0, 9),
-        ha="center", fontsize=9, color=_HELD,
+        f"kept: {held[best]:.4g}", (judged[best].step, held[best]), textcoords="offset points", xytext=(0, 20),
+        ha=side, fontsize=9, color=_HELD,
     )  # fmt: skip
     axes.axhline(held[0], color=_FAINT, lw=0.8, ls=":")
     finite = [value for value in (*held, *(row.loss for row in rows)) if value > 0 and math.isfinite(value)]
     if finite and max(finite) > 5 * min(finite):
         axes.set_yscale("log")
+        for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            formatted(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else "")
     axes.set_title("loss, nats a token", loc="left", fontsize=10, color=_INK)
     axes.legend(frameon=False, fontsize=9)
 

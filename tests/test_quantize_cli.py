@@ -32,6 +32,8 @@ def test_a_run_ends_in_one_line_of_json(model: Path, tmp_path: Path) -> None:
         "checkpoint_sha256",
         "seconds",
         "cached",
+        "tokens_trained",
+        "start_seconds",
     ]
     assert result["path"] == str(tmp_path / "o") and result["method"] == "awq" and result["cached"] is False
     assert [line.split("  ")[0] for line in done.stderr.splitlines()] == ["block 1/2", "block 2/2"]

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,17 @@ import pytest
 import tiny_model
 import torch
 
-from quantize import corpus, fidelity, job, qat, train
+from quantize import corpus, estimate, fidelity, job, qat, timing, train
 from quantize.__main__ import main
 from quantize.dequantized import open_dequantized
 from quantize.errors import RunError, SchemeError
 from quantize.job import Result, quantize_model
 from quantize.loop import Row, World
+from quantize.progress import step_line
 from quantize.recipe import Recipe
 from quantize.scheme import PER_CHANNEL, Scheme
 from quantize.training import Training, default_training
+from quantize.weights import open_model
 
 ROOT = Path(__file__).parent.parent
 SCHEME = Scheme(2, 32, symmetric=True)
@@ -353,6 +357,31 @@ def test_what_cannot_be_is_said_before_anything_is_done(
     said = capsys.readouterr().err
     assert said.startswith("error: ") and "Allowed:" in said or "llowed" in said
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_dry_run_counts_the_steps(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """6 operations a weight and token for the student, 2 for the teacher, 2 for activations made again."""
+    source = open_model(model)
+    shapes = [source.shape(name) for name in source.files if "proj.weight" in name or "embed" in name]
+    weights = sum(math.prod(shape) for shape in shapes)  # the tied head is the embedding's matrix
+
+    def rated(training: Training) -> float:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(timing, "matmul_rate", lambda device: 1e9)
+            return estimate.training_seconds(source, training, "cpu") * 1e9 / training.steps / training.batch
+
+    assert rated(Training(cross_entropy=1.0)) == pytest.approx(6 * weights)
+    assert rated(Training(checkpointing=True)) == pytest.approx(10 * weights)
+    command = [str(model), "--method", "qad", "--group-size", "32", "--length", "32", "--start", "rtn", "--dry-run"]
+    assert main(command) == 0
+    assert "for qad" in (said := capsys.readouterr().out) and "training" in said
+
+
+def test_progress_says_loss_scale_pace_and_time_left() -> None:
+    row = Row(30, 122_000, 0.0921, 0.1, 0.09, 0.0, 1e-3, 0.5, 1.0, 0, 0.0934, 4812.0, 60.0)
+    assert step_line(row, 150) == "step 30/150  loss 0.0921, held out 0.0934  rate 1.0e-03  4,812 tok/s, 240 s left"
+    scaled = replace(row, loss_scale=32768.0, skipped=2, heldout=None)
+    assert "loss 0.0921  rate 1.0e-03  scale 32768, 2 left out  4,812 tok/s" in step_line(scaled, 150)
 
 
 def test_qat_has_the_text_and_qad_the_teacher() -> None:
