@@ -222,7 +222,10 @@ class _Loop:
     def _gradients(self, indices: Sequence[int], places: Places) -> Tensor:
         """Add up the gradients of this process's share; returns the sums of all processes' losses, [3]."""
         sums = torch.zeros(3, dtype=torch.float64)
-        parts = list(self._micro(indices[self.among.rank :: self.among.size]))
+        share = indices[self.among.rank :: self.among.size]
+        # Where there are fewer documents than processes, the last of them take part with nothing.
+        weight = self.among.size if share else 0
+        parts = list(self._micro(share or indices[:1]))
         for number, (own, batch) in enumerate(parts):
             last = number == len(parts) - 1
             # Gradients are averaged over the processes once a step, at the last backward pass.
@@ -230,9 +233,10 @@ class _Loop:
             with alone:
                 with self._products(), self._autocast():
                     found = self._losses(own, batch)
-                loss = distill.total(found, places, self.training) * self.among.size
+                loss = distill.total(found, places, self.training) * weight
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            sums += torch.stack([part.detach().double().cpu() for part in found])
+            if share:
+                sums += torch.stack([part.detach().double().cpu() for part in found])
         return self.among.sum(sums)
 
     def _micro(self, indices: Sequence[int]) -> Iterator[tuple[list[int], Batch]]:

@@ -185,7 +185,8 @@ from quantize.training import Training
 from quantize.weights import open_model
 torch.set_num_threads(1)
 model, text, folder, out = map(Path, sys.argv[1:5])
-training = Training(steps=6, batch=300, micro=100, rate=1e-3, freeze=0.5, hidden=0.1, cross_entropy=0.3, clip=0.5)
+losses = {"hidden": 0.1, "cross_entropy": 0.3}
+training = Training(steps=6, batch=int(sys.argv[5]), micro=100, rate=1e-3, freeze=0.5, clip=0.5, **losses)
 source = open_model(model)
 names = [n for n in source.files if "proj.weight" in n]
 schemes = {n.removesuffix(".weight"): Scheme(4, 32, True) for n in names}
@@ -205,15 +206,25 @@ with loop.world("cpu") as among:
 """
 
 
-def test_two_processes_are_one(model: Path, text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", ["300", "2"])
+def test_two_processes_are_one(batch: str, model: Path, text: Path, tmp_path: Path) -> None:
     """torchrun with gloo: the same weights and losses as one process on the same batches, to 1e-5; documents are
-    shared out unevenly, gradients added up over micro-batches, clipped, and the scales frozen on the way."""
+    shared out unevenly (of a batch of one, one process has none), gradients added up over micro-batches, clipped, and
+    the scales frozen on the way."""
     script = tmp_path / "two.py"
     script.write_text(_TWO)
     where = [str(model), str(text)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     for name, launcher in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"])):
-        command = [sys.executable, *launcher, str(script), *where, str(tmp_path / name), str(tmp_path / f"{name}.pt")]
+        command = [
+            sys.executable,
+            *launcher,
+            str(script),
+            *where,
+            str(tmp_path / name),
+            str(tmp_path / f"{name}.pt"),
+            batch,
+        ]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
