@@ -20,7 +20,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -140,22 +139,29 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
             closed = [1 - run["kl"] / gptq[run["seed"]] for run in own if run["seed"] in gptq]
             cells = [
                 _spread([run["kl"] for run in own]),
-                "" if method == "gptq" or not closed else _spread([100 * c for c in closed]) + " %",
+                ""
+                if method == "gptq" or not closed
+                else f"{100 * statistics.mean(closed):.0f} ± {_deviation(closed)} %",
                 _spread([run["answers"] for run in own]),
                 _spread([run["loss"] for run in own]),
                 _spread([run["exact"] for run in own]),
                 f"{statistics.mean(run['seconds'] for run in own):.0f}",
                 f"{max(run['peak_mib'] for run in own):.0f}",
             ]
-            lines.append(f"| {bits} | {method} ({len(own)} seeds) | {' | '.join(cells)} |")
+            lines.append(f"| {bits} | {method} | {' | '.join(cells)} |")
     flags = {" ".join(run["flags"]) for run in runs if run["flags"]}
     trained = [run for run in runs if run["training"]]
     taken = f"{min(r['tokens'] for r in trained):,} to {max(r['tokens'] for r in trained):,}" if trained else "no"
     return (
-        f"Mean ± standard deviation over seeds; BF16: loss {runs[0]['loss_bf16']:.4f}. {taken} training tokens "
-        f"({'; '.join(sorted(flags)) or 'defaults'}); {platform.processor() or platform.machine()}, one thread a run, "
-        f"two runs at a time.\n\n" + "\n".join(lines) + "\n"
+        f"Mean ± standard deviation over {len({run['seed'] for run in runs})} seeds; BF16: loss of all text "
+        f"{runs[0]['loss_bf16']:.4f}. {taken} training tokens ({'; '.join(sorted(flags)) or 'defaults'}).\n\n"
+        + "\n".join(lines)
+        + "\n"
     )
+
+
+def _deviation(shares: Sequence[float]) -> str:
+    return f"{100 * statistics.stdev(shares):.0f}" if len(shares) > 1 else "?"
 
 
 def _spread(values: Sequence[float]) -> str:
