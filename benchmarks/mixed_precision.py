@@ -52,6 +52,7 @@ def main() -> None:
     text = given.work / "text.jsonl"
     if not text.is_file():
         tokens.demo_text(text, 400_000, 7)
+    curves: dict[str, list[float]] = {}
     lines = [
         "| products | seconds a step | peak MiB | first loss | last loss | held out | steps left out |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -59,6 +60,7 @@ def main() -> None:
     for name, (precision, scale) in RUNS.items():
         rows, peak = run(given, text, name, precision, scale)
         steps = rows[1:]
+        curves[name] = [float(row["loss"]) for row in steps]
         seconds = statistics.median(given.batch / float(row["tokens_s"]) for row in steps)
         mean = [statistics.mean(float(row["loss"]) for row in part) for part in (steps[:5], steps[-5:])]
         lines.append(
@@ -75,6 +77,26 @@ def main() -> None:
     print(table)
     if given.out:
         put(table, given.out, "precision")
+        draw(curves, given.out.parent / "figures" / "precision.svg")
+
+
+def draw(curves: dict[str, list[float]], file: Path) -> None:
+    """The loss of each step, a line a precision."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots()
+    styles = zip(("#333333", "#0072B2", "#D55E00", "#009E73"), ("-", "--", "-.", ":"), strict=True)
+    for (name, losses), (colour, dashes) in zip(curves.items(), styles, strict=True):
+        axes.plot(range(1, len(losses) + 1), losses, dashes, color=colour, lw=1.6, label=name)
+    axes.set_xlabel("step")
+    axes.set_title("loss of the text, nats a token", loc="left", fontsize=10)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    file.parent.mkdir(exist_ok=True)
+    figure.savefig(file, metadata={"Date": None})
 
 
 def run(
