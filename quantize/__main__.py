@@ -6,6 +6,7 @@ The last line on stdout is one JSON object, for whoever started it; progress and
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from quantize.errors import QuantizeError
+
+_FIRST = os.environ.get("RANK", "0") == "0"
+"""Whether this is the process that speaks, of those that torchrun started."""
 
 _METHODS = "rtn, awq, gptq, smoothquant, awq+gptq, smoothquant+gptq; trained: qat or qad"
 
@@ -32,7 +36,7 @@ def main(
     try:
         options.model = resolve(options.model)
         found = _run(options)
-        if found is not None:
+        if found is not None and _FIRST:
             print(say(found))
     except QuantizeError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -86,7 +90,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any] | None:
                 corpus=options.corpus,
                 observe=observe,
             )
-        if options.fidelity is not None:
+        if options.fidelity is not None and _FIRST:
             _fidelity(options, recipe, result.path)
     return asdict(result) | {"path": str(result.path), "seconds": round(result.seconds, 3)}
 
@@ -96,14 +100,14 @@ def _training(options: argparse.Namespace) -> Any:
     from quantize.errors import SchemeError
     from quantize.training import METHODS, default_training
 
-    names = ["precision" if name == "train_precision" else name for name in _TRAINING]
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    given = {name: getattr(options, _FIELDS.get(name, name)) for name in _TRAINING}
+    given = {name: value for name, value in given.items() if value is not None}
     if options.method in METHODS:
-        return default_training(options.method, **given)
+        return default_training(options.method, **{_FIELDS.get(name, name): value for name, value in given.items()})
     if given or options.corpus:
-        named = [name for name in (*given, *(["corpus"] if options.corpus else []))]
+        named = [f"--{name.replace('_', '-')}" for name in given] + ["--corpus"] * bool(options.corpus)
         raise SchemeError(
-            f"{', '.join('--' + name.replace('_', '-') for name in named)} with --method {options.method}",
+            f"{', '.join(named)} with --method {options.method}",
             " and ".join(METHODS),
             "Choose --method qad, or leave them out",
         )
@@ -228,7 +232,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
 
 
 _TRAINING: dict[str, tuple[type | None, str]] = {
-    "start": (str, "what training begins with: a method above, or none, the model itself (default gptq)"),
+    "start_from": (str, "what training begins with: a method above, or none, the model itself (default gptq)"),
     "steps": (int, "of the optimizer (default 150)"),
     "batch": (int, "tokens of a step (default 8192)"),
     "micro": (int, "tokens at a time; gradients add up over a step (default 2048)"),
@@ -249,13 +253,16 @@ _TRAINING: dict[str, tuple[type | None, str]] = {
     "save": (int, "steps between states on disk, from which a killed run goes on (default 50)"),
     "evaluate": (int, "how many times the held-out loss is taken; the best state is kept (default 10)"),
 }
-"""Options of a training, by the names of `training.Training`: type (None: a switch) and help."""
+"""Options of a training: type (None: a switch) and help."""
+
+_FIELDS = {"start_from": "start", "train_precision": "precision"}
+"""Those that `training.Training` has another name for. (torchrun takes --start for one of its own.)"""
 
 
 def _add_training(group: Any) -> None:
     group.add_argument("--corpus", type=Path, metavar="FILE", help="what to train on (default: the model writes it)")
     for name, (kind, text) in _TRAINING.items():
-        flag, target = f"--{name.replace('_', '-')}", "precision" if name == "train_precision" else name
+        flag, target = f"--{name.replace('_', '-')}", _FIELDS.get(name, name)
         if kind is None:
             group.add_argument(flag, dest=target, action="store_true", default=None, help=text)
         else:

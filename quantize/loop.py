@@ -278,7 +278,7 @@ class _Loop:
         raise RunError(
             f"step {self.step + 1}: a loss of {loss:g} with a gradient of norm {norm:g}",
             "finite numbers",
-            f"Lower --rate or try --train-precision fp32; the state after step {self._saved()} is kept",
+            f"Lower --rate, or try --train-precision fp32; the state after step {self._saved()} is kept",
         )
 
     def _saved(self) -> int:

@@ -77,7 +77,9 @@ class Recipe:
             raise SchemeError(f"training options with {self.method}", ", ".join(TRAINED), "Choose --method qad")
         if self.training and self.training.start not in (*METHODS, NO_START):
             raise SchemeError(
-                f"start = {self.training.start!r}", ", ".join((*METHODS, NO_START)), "Choose one of these with --start"
+                f"start = {self.training.start!r}",
+                ", ".join((*METHODS, NO_START)),
+                "Choose one of these with --start-from",
             )
         if self.search not in (None, *SEARCHES):
             raise SchemeError(f"search = {self.search!r}", ", ".join(SEARCHES), "Choose one of these with --search")

@@ -71,7 +71,7 @@ class Training:
             raise SchemeError(
                 "top_k with a loss of hidden states",
                 "one of the two",
-                "Leave --teacher-top-k out: only logits are kept",
+                "Leave --top-k out: only logits are kept",
             )
 
     @property
@@ -101,4 +101,5 @@ def default_training(method: str, **given: Any) -> Training:
 
 def _check(name: str, value: object, good: bool, allowed: str) -> None:
     if not good:
-        raise SchemeError(f"{name} = {value}", allowed, f"Correct --{name.replace('_', '-')}")
+        flag = {"precision": "train-precision", "start": "start-from"}.get(name, name.replace("_", "-"))
+        raise SchemeError(f"{name} = {value}", allowed, f"Correct --{flag}")

@@ -157,7 +157,7 @@ def test_a_run_that_is_killed_ends_in_the_same_bits(
 ) -> None:
     """SIGKILL, twice, wherever it strikes; every state on disk is whole."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    options = ["--method", "qad", "--bits", "2", "--sym", "--group-size", "32", "--length", "32", "--start", "rtn"]
+    options = ["--method", "qad", "--bits", "2", "--sym", "--group-size", "32", "--length", "32", "--start-from", "rtn"]
     options += ["--steps", "24", "--batch", "256", "--save", "3", "--corpus", str(text), "--device", "cpu"]
     command = [sys.executable, "-m", "quantize", str(model), *options, "--out"]
     subprocess.run([*command, str(tmp_path / "straight")], check=True, cwd=ROOT, capture_output=True)
@@ -237,6 +237,23 @@ def test_two_processes_are_one(batch: str, model: Path, text: Path, tmp_path: Pa
             assert torch.allclose(tensor, two["student"][name], atol=1e-5), name
         moved |= "original" in name and bool((tensor != 0).any())
     assert moved
+
+
+def test_torchrun_makes_one_checkpoint(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command line under torchrun: the start made once, one line of JSON, no other process writes anything."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    options = ["--method", "qad", "--bits", "4", "--sym", "--group-size", "32", "--length", "32", "--batch", "300"]
+    options += ["--start-from", "gptq", "--steps", "4", "--corpus", str(text), "--out", str(tmp_path / "out")]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*launcher, "-m", "quantize", str(model), *options], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (said,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert said["tokens_trained"] == int(rows_of(tmp_path / "out")[-1]["tokens"])
+    assert done.stderr.count("block 1/2") == 1 and done.stderr.count("step 4/4") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "out"}
 
 
 def test_how_a_batch_is_cut_changes_nothing(model: Path, text: Path, tmp_path: Path) -> None:
@@ -354,7 +371,7 @@ def test_the_rate_rises_and_falls() -> None:
         ["--method", "qad", "--warmup", "2"],
         ["--method", "qad", "--train-precision", "fp8"],
         ["--method", "qad", "--scales", "guessed"],
-        ["--method", "qad", "--start", "qat"],
+        ["--method", "qad", "--start-from", "qat"],
         ["--method", "qad", "--top-k", "8", "--hidden", "1"],
         ["--method", "qat", "--corpus", "/nowhere.jsonl"],
         ["--method", "awq", "--corpus", "/nowhere.jsonl"],
@@ -383,7 +400,18 @@ def test_a_dry_run_counts_the_steps(model: Path, capsys: pytest.CaptureFixture[s
 
     assert rated(Training(cross_entropy=1.0)) == pytest.approx(6 * weights)
     assert rated(Training(checkpointing=True)) == pytest.approx(10 * weights)
-    command = [str(model), "--method", "qad", "--group-size", "32", "--length", "32", "--start", "rtn", "--dry-run"]
+    command = [
+        str(model),
+        "--method",
+        "qad",
+        "--group-size",
+        "32",
+        "--length",
+        "32",
+        "--start-from",
+        "rtn",
+        "--dry-run",
+    ]
     assert main(command) == 0
     assert "for qad" in (said := capsys.readouterr().out) and "training" in said
 
