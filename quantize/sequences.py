@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_TOKENS = 2048  # of one batch: enough to keep a matrix product busy, little beside a block's weights
+_TOKENS = 1024  # of one batch: enough to keep a matrix product busy (2048 were no quicker), little memory besides
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from quantize.sequences import Batch, batches
 from quantize.store import Store
 from quantize.weights import ModelDir
 
+_ATTENTION = "self_attn"
 _HIDDEN = "hidden"
 """What the store has the hidden states under, before the number of their batch."""
 
@@ -200,15 +201,16 @@ def _check_parts(step: Step) -> None:
     if step.index or step.flow is None:
         return
     block = step.block
-    inputs = parts = hidden(step, 0)
+    inputs = parts = hidden(step, 0)[:1]
+    arguments = {name: _first_row(value) for name, value in _arguments(step, 0).items()}
     for stage in step.family.stages:
         start = parts
         for half in stage.halves:
             with core_of(block, half) as core:
                 normed = block.get_submodule(half.norm)(start)
-                inner = _call(step, core, normed, _arguments(step, 0, half))
+                inner = _call(step, core, normed, arguments if half.core == _ATTENTION else {})
             parts = parts + _tail(step, half, inner)
-    whole = forward(step, inputs, 0)
+    whole = _call(step, block, inputs, arguments)
     near = 1e-4 if step.arithmetic == torch.float32 else 2**-6
     if not torch.allclose(parts, whole, rtol=10 * near, atol=near * float(whole.abs().max())):
         raise ModelError(
@@ -216,6 +218,13 @@ def _check_parts(step: Step) -> None:
             "the architectures of quantize/blocks.py as transformers has them",
             "This version of transformers may have changed the architecture: see its release notes",
         )
+
+
+def _first_row(value: Any) -> Any:
+    """Of what a block is called with for a batch, what its first sequence needs."""
+    if isinstance(value, tuple):
+        return tuple(_first_row(item) for item in value)
+    return value[:1] if isinstance(value, Tensor) and value.ndim > 1 else value
 
 
 def add_gram(gram: Tensor, channels: Tensor, tiles: int = 4) -> None:
@@ -248,7 +257,7 @@ def put(step: Step, batch: int, hidden: Tensor) -> None:
 def _arguments(step: Step, batch: int, half: Half | None = None) -> dict[str, Any]:
     """What the block, or the core of a half, is called with besides its input: only attention takes anything."""
     assert step.flow is not None
-    if half is not None and half.core != "self_attn":
+    if half is not None and half.core != _ATTENTION:
         return {}
     return {name: _to(value, step.device) for name, value in step.flow.arguments[batch][step.index].items()}
 
