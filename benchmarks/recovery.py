@@ -19,11 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +29,7 @@ import torch
 from peers import tokens
 from peers.table import put
 
-from quantize import fidelity
+from quantize import fidelity, measured
 
 ROOT = Path(__file__).parent.parent.resolve()
 MODEL = ROOT / "scenarios" / "demo-model"
@@ -83,14 +80,10 @@ def execute(
     command += ["--seed", str(seed), "--calibration", str(text), "--out", str(out)]
     command += ["--corpus", str(text), *flags] if method in TRAINED else []
     if not out.exists():
-        started = time.perf_counter()
-        with (work / f"{out.name}.log").open("w") as log:
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, cwd=ROOT)
-            _, status, used = os.wait4(process.pid, 0)
-        if status:
-            raise SystemExit(f"{' '.join(command)} failed: see {work / out.name}.log")
-        peak = used.ru_maxrss / 1024
-        (work / f"{out.name}.json").write_text(json.dumps([time.perf_counter() - started, peak]))
+        ended = measured.execute(command, work / f"{out.name}.log", lambda line: None)
+        if ended.code:
+            raise SystemExit(f"{out.name}: {ended.complained}")
+        (work / f"{out.name}.json").write_text(json.dumps([ended.seconds, ended.peak_mib]))
     seconds, peak = json.loads((work / f"{out.name}.json").read_text())
     record = json.loads((out / "quantize.json").read_text())
     training = record.get("training") or {}

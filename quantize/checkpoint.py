@@ -13,7 +13,6 @@ starts from, and then a note that says so; a run with the same key (model, recip
 draft of another key is thrown away.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -29,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from quantize import formats
+from quantize import formats, lock
 from quantize.errors import OutputError, RunError
 from quantize.methods import Layer
 from quantize.scheme import Quantized, Scheme
@@ -227,20 +226,8 @@ def drafted(out: Path, key: str, shards: int, metadata: Mapping[str, str]) -> It
     Raises OutputError where another run holds the draft or `out` cannot be made, RunError where the disk is full.
     """
     path = unfinished(out)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        held = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise OutputError(f"{out}: {error}", "a directory that can be created", "Choose another --out") from error
-    try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OutputError(
-                f"{path}, which another run is writing to",
-                "one run for each --out",
-                "Wait for it, or choose another --out",
-            ) from error
+    taken = f"{path}, which another run is writing to"
+    with lock.held(path, out, taken, "Wait for it, or choose another --out"):
         draft = Draft(path, key, shards, metadata)
         try:
             yield draft
@@ -254,8 +241,6 @@ def drafted(out: Path, key: str, shards: int, metadata: Mapping[str, str]) -> It
         finally:
             if path.exists() and not draft.held:
                 shutil.rmtree(path, ignore_errors=True)
-    finally:
-        os.close(held)
 
 
 def _publish(draft: Path, out: Path) -> None:

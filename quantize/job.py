@@ -32,7 +32,7 @@ from quantize.corpus import key as corpus_key
 from quantize.errors import SchemeError
 from quantize.formats import HEAD
 from quantize.head import check_untied, head_of, input_stats
-from quantize.loop import Observer
+from quantize.loop import Observer, Row, world
 from quantize.methods import METHODS, Layer, quantize_block, quantize_head
 from quantize.recipe import Recipe
 from quantize.scheme import Scheme
@@ -305,7 +305,7 @@ def _train(
     training = recipe.training
     assert training is not None
     schemes = {name: scheme for name, scheme in request.plan.items() if scheme}
-    with train.world(device) as among:
+    with world(device) as among:
         begun = None
         if recipe.start:
             if among.first:
@@ -313,7 +313,7 @@ def _train(
             among.wait()
             begun = begun or start(recipe.start)
 
-        def learn(folder: Path) -> tuple[Any, Mapping[str, torch.dtype], Sequence[train.Row], str]:
+        def learn(folder: Path) -> tuple[Any, Mapping[str, torch.dtype], Sequence[Row], str]:
             among.wait()
             return train.run(
                 source, begun.path if begun else None, recipe, training, request.plan, corpus,

@@ -4,15 +4,15 @@ recover.csv is always whole; conditions.json says what all its rows have in comm
 """
 
 import csv
-import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from quantize import lock
 from quantize.errors import OutputError, RunError
 
 
@@ -91,22 +91,9 @@ def read(file: Path) -> list[Row]:
     return rows
 
 
-@contextmanager
-def held(out: Path) -> Iterator[None]:
+def held(out: Path) -> AbstractContextManager[None]:
     """`out`, made where it is missing, for this process alone."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        opened = os.open(out, os.O_RDONLY)
-    except OSError as error:
-        raise OutputError(f"{out}: {error}", "a directory that can be created", "Choose another --out") from error
-    try:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OutputError(f"{out}, which another run writes to", "one run for each --out", "Wait for it") from error
-        yield
-    finally:
-        os.close(opened)
+    return lock.held(out, out, f"{out}, which another run writes to", "Wait for it")
 
 
 def resume(out: Path, conditions: Mapping[str, str]) -> list[Row]:

@@ -18,15 +18,13 @@ from quantize import corpus, qat, selfwritten
 from quantize.checkpoint import Draft, pack_block
 from quantize.dequantized import open_dequantized
 from quantize.fidelity import build_model, load_original
-from quantize.loop import Observer, Row, World, train, world, write_rows
-from quantize.methods import Layer, layer_of
+from quantize.loop import Observer, Row, World, train, write_rows
+from quantize.methods import layer_of
 from quantize.recipe import Recipe
-from quantize.scheme import Grid, Quantized, Scheme, dequantize, search
+from quantize.scheme import Grid, Scheme, dequantize, search
 from quantize.training import Training
 from quantize.training_figure import draw
 from quantize.weights import ModelDir
-
-__all__ = ["Row", "World", "report", "run", "summary", "world", "write"]
 
 SELF_WRITTEN = "selfwritten.jsonl"
 _AT_A_TIME = 64
@@ -54,18 +52,19 @@ def run(
     teacher writes; folder: where the text, the states and the teacher's distributions lie, `key` what they belong to.
     """
     schemes = {name: scheme for name, scheme in plan.items() if scheme}
-    teacher = load_original(source.path, torch.float32).to(device)
+    writes = among.first and text is None and not (folder / SELF_WRITTEN).is_file()
+    teacher = load_original(source.path, torch.float32).to(device) if training.taught or writes else None
     student, stored = make_student(source, start, schemes, training, device)
-    if text is None:
-        text = folder / SELF_WRITTEN
-        if among.first and not text.is_file():
-            selfwritten.write(
-                teacher, source.path, text, training.corpus_tokens, recipe.length, recipe.seed, batch=_AT_A_TIME
-            )
-    if among.first:
-        corpus.build(source.path, text, recipe.length, recipe.seed, folder)
-    among.wait()
+    text = text or folder / SELF_WRITTEN
+    if writes:
+        selfwritten.write(
+            teacher, source.path, text, training.corpus_tokens, recipe.length, recipe.seed, batch=_AT_A_TIME
+        )
+    if not among.first:
+        among.wait()  # for the corpus, which is then found
     opened = corpus.build(source.path, text, recipe.length, recipe.seed, folder)
+    if among.first:
+        among.wait()
     rows = train(
         student, teacher if training.taught else None, opened, training, folder, key,
         among=among, device=device, observe=observe,
@@ -113,6 +112,7 @@ def write(
 ) -> None:
     """The student as the shards of `draft`, one a block and one for all the rest."""
     integers, kept = qat.export(student)
+    learned = {name: weight.detach() for name, (_, weight) in qat.quantizers(student).items()}
     tensors = {name: kept[name].to("cpu", stored[name]) for name in source.files if name in kept}
     for block in range(draft.done, draft.shards - 1):
         prefix = f"model.layers.{block}."
@@ -122,7 +122,12 @@ def write(
             if name.startswith(prefix)
         }
         plain = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        fates = [_fate(student, prefix + name, values, scheme) for name, (values, scheme) in own.items()]
+        fates = [
+            layer_of(
+                prefix + name, scheme, learned[prefix + name], dequantize(values).to(learned[prefix + name].device)
+            )
+            for name, (values, scheme) in own.items()
+        ]  # what rounding does to the weights that training ended with
         draft.add_block(pack_block(prefix, plain, own, format), fates, None)
     outside: dict[str, Tensor] = {name: t for name, t in tensors.items() if not name.startswith("model.layers.")}
     draft.add(outside, draft.shards)
@@ -147,9 +152,3 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         "best_step": best.step,
         "overflows": rows[-1].skipped,
     }
-
-
-def _fate(student: Any, name: str, values: Quantized, scheme: Scheme) -> Layer:
-    """What rounding does to the weight that training ended with."""
-    _, weight = qat.quantizers(student)[name]
-    return layer_of(name, scheme, weight.detach(), dequantize(values).to(weight.device))

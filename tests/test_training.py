@@ -191,6 +191,7 @@ source = open_model(model)
 names = [n for n in source.files if "proj.weight" in n]
 schemes = {n.removesuffix(".weight"): Scheme(4, 32, True) for n in names}
 student, _ = train.make_student(source, None, schemes, training, "cpu")
+start = {name: tensor.clone() for name, tensor in student.state_dict().items()}
 with loop.world("cpu") as among:
     if among.first:
         folder.mkdir()
@@ -201,8 +202,9 @@ with loop.world("cpu") as among:
     rows = loop.train(student, teacher, opened, training, folder, "key", among=among)
     if among.first:
         state = torch.load(folder / loop.STATE, weights_only=True)
-        torch.save({"student": state["student"], "losses": [r.loss for r in rows], "norms": [r.grad_norm for r in rows],
-                    "heldout": [r.heldout for r in rows], "size": among.size}, out)
+        torch.save({"start": start, "student": state["student"], "losses": [r.loss for r in rows],
+                    "norms": [r.grad_norm for r in rows], "heldout": [r.heldout for r in rows],
+                    "size": among.size}, out)
 """
 
 
@@ -231,12 +233,11 @@ def test_two_processes_are_one(batch: str, model: Path, text: Path, tmp_path: Pa
     assert (one["size"], two["size"]) == (1, 2)
     assert one["losses"] == pytest.approx(two["losses"], rel=1e-5)
     assert one["norms"] == pytest.approx(two["norms"], rel=1e-4)
-    moved = False
     for name, tensor in one["student"].items():
         if tensor.is_floating_point():
             assert torch.allclose(tensor, two["student"][name], atol=1e-5), name
-        moved |= "original" in name and bool((tensor != 0).any())
-    assert moved
+        if name.endswith("weight.original"):
+            assert not torch.allclose(tensor, one["start"][name], atol=1e-4), f"{name} has learned nothing"
 
 
 def test_torchrun_makes_one_checkpoint(
@@ -348,8 +349,9 @@ def test_steps_that_overflow_are_left_out_counted_and_shown(model: Path, text: P
     scales = [float(row["loss_scale"]) for row in rows]
     skipped = [int(float(row["skipped"])) for row in rows]
     assert scales[0] == 65536 > scales[-1] and skipped[-1] > 0
-    assert skipped[-1] == sum(b < a for a, b in zip(scales, [*scales[1:], scales[-1]], strict=True)) or skipped[-1] >= 1
-    assert all(b == a or b == a / 2 for a, b in zip(scales[1:], scales[2:], strict=False))
+    for i in range(1, len(rows) - 1):  # a step that is left out is counted, and halves the scale of the next
+        left_out = skipped[i] - skipped[i - 1]
+        assert left_out in (0, 1) and scales[i + 1] == scales[i] / 2**left_out
 
 
 # Requests
@@ -383,7 +385,7 @@ def test_what_cannot_be_is_said_before_anything_is_done(
 ) -> None:
     assert main([str(model), *options, "--group-size", "32", "--length", "32", "--cache", str(tmp_path / "c")]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: ") and "Allowed:" in said or "llowed" in said
+    assert said.startswith("error: ") and "Allowed: " in said
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
