@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +14,8 @@ from harness.redact import without_keys
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from harness.slo import Slo
 
 app = typer.Typer(
     help="BF16 or INT4, how many users, at what cost, and what breaks? Serve, load, measure, report.",
@@ -87,7 +88,10 @@ def sweep(
         str | None, typer.Option(help="Measure until the interval of p95 is within ± this share of it, as 5%.")
     ] = None,
     max_window: Annotated[str | None, typer.Option(help="Longest window of a cell, as 120s.")] = None,
-    slo_p95: Annotated[str | None, typer.Option(help="Service level on p95, as 3s or 800ms.")] = None,
+    slo: Annotated[
+        str | None, typer.Option(help="Service level: p95=3s, ttft=500ms, tpot=50ms, goodput=90%, joined by commas.")
+    ] = None,
+    slo_p95: Annotated[str | None, typer.Option(help="Short for --slo p95=..., as 3s or 800ms.")] = None,
     usd_per_hour: Annotated[float | None, typer.Option(help="Price of the card.")] = None,
     utilisation: Annotated[float | None, typer.Option(help="Share of the hour under this load, 0 to 1.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of prompts and lengths.")] = None,
@@ -115,6 +119,7 @@ def sweep(
     from harness.engines.address import Address
     from harness.progress import Progress
     from harness.scenario import load_scenario
+    from harness.slo import parse_duration, parse_share
     from harness.sweep import parse_concurrencies, parse_rates
 
     console = _console()
@@ -133,7 +138,7 @@ def sweep(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         requests=requests,
-        slo_p95_s=None if slo_p95 is None else parse_duration(slo_p95, "--slo-p95"),
+        slo=_slo(slo, slo_p95),
         usd_per_hour=usd_per_hour,
         utilisation=utilisation,
         seed=seed,
@@ -334,20 +339,14 @@ def engine_install(
     print(f"vLLM {env.vllm_version} in {env.python}")
 
 
-def parse_duration(text: str, option: str) -> float:
-    """'3s', '800ms' or '3' in seconds. Raises InputError naming the option."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|)", text.strip())
-    if not found or float(found[1]) <= 0:
-        raise InputError(f"{option} {text!r} is no duration", allowed="a number with s or ms, as 3s or 800ms")
-    return float(found[1]) / (1000 if found[2] == "ms" else 1)
+def _slo(slo: str | None, slo_p95: str | None) -> Slo | None:
+    from harness.slo import Slo, parse_duration, parse_slo
 
-
-def parse_share(text: str, option: str) -> float:
-    """'5%' or '0.05' as 0.05. Raises InputError naming the option."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|)", text.strip())
-    if not found:
-        raise InputError(f"{option} {text!r} is no share", allowed="a share with or without %, as 5% or 0.05")
-    return float(found[1]) / (100 if found[2] else 1)
+    if slo is not None and slo_p95 is not None:
+        raise InputError("--slo together with --slo-p95", allowed="one of them", remedy="--slo p95=3s,ttft=500ms")
+    if slo_p95 is not None:
+        return Slo(parse_duration(slo_p95, "--slo-p95"))
+    return None if slo is None else parse_slo(slo)
 
 
 def _with_weights(model: str) -> str:
@@ -420,15 +419,15 @@ def _show_run(console: Console, run_dir: Path) -> None:
     """The closing table, the knees in words, and how many times the baseline's tokens each precision delivers."""
     from rich.table import Table
 
-    from harness.analysis.capacity import alone, at_one_load, headlines, label
     from harness.analysis.compare import compare
+    from harness.analysis.headline import alone, at_one_load, headlines, label
     from harness.analysis.knee import find_knees
     from harness.analysis.levels import axis, load, shown
     from harness.report.run import load_run
     from harness.report.tables import throughput_lines
 
     run = load_run(run_dir)
-    knees = find_knees(run.points, run.slo_p95_s)
+    knees = find_knees(run.points, run.slo)
     table = Table(box=None, pad_edge=False, header_style="bold")
     unit = axis(run.points).unit
     columns = ("precision", unit, "tok/s", "p95 ms", "TTFT p50", "TPOT p50", "GiB", "$/1M", "verdict")
@@ -455,7 +454,7 @@ def _show_run(console: Console, run_dir: Path) -> None:
     if len(knees) > 1:
         said = headlines(run.points, knees, run.machine)
     else:  # one precision has been told above; one trace has no knee
-        said = [] if knees else at_one_load(run.points, run.slo_p95_s, run.machine)
+        said = [] if knees else at_one_load(run.points, run.slo, run.machine)
     for sentence in said:
         console.print(f"\n{sentence}", markup=False, highlight=False, style="bold")
 

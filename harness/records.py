@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeVar
 
 from harness.errors import RecordError
 from harness.files import write_whole
+from harness.slo import Slo
 
 SCHEMA = 1
 """Version of the CSV tables; the last column of points.csv. It grows when a column changes its meaning or goes."""
@@ -83,12 +84,20 @@ class Scenario:
     token_timeout_s: float = 60.0
     """Longest silence within an answer, once it has begun."""
     seed: int = 1
-    slo_p95_s: float = 3.0
+    slo_p95_s: float | None = 3.0
+    """The service level, one limit a field; None: no such limit. See harness/slo.py."""
+    slo_ttft_s: float | None = None
+    slo_tpot_s: float | None = None
+    slo_goodput: float | None = None
     usd_per_hour: float = 0.25
     utilisation: float = 1.0
     """Share of the hour in which the card serves this load; divides into every price."""
     max_model_len: int | None = None
     """Context that both precisions are started with; None: what the scenario's lengths need, rounded up."""
+
+    @property
+    def slo(self) -> Slo:
+        return Slo(self.slo_p95_s, self.slo_ttft_s, self.slo_tpot_s, self.slo_goodput)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +189,14 @@ class SweepPoint:
     p95_ms_hi: float | None = None
     p99_ms_lo: float | None = None
     p99_ms_hi: float | None = None
+    ttft_p95_ms_lo: float | None = None
+    ttft_p95_ms_hi: float | None = None
+    tpot_p95_ms_lo: float | None = None
+    tpot_p95_ms_hi: float | None = None
+    goodput: float | None = None
+    """Share of the requests begun inside the window that kept all limits of the service level; failed ones kept none."""
+    goodput_lo: float | None = None
+    goodput_hi: float | None = None
     weights_gib: float | None = None
     kv_cache_gib: float | None = None
     kv_cache_tokens: int | None = None
@@ -282,7 +299,7 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class Knee:
-    """Where a precision leaves the service level: the p95 crossing, bracketed by what was measured.
+    """Where a precision leaves the service level: the crossing, bracketed by what was measured.
 
     `safe_conc` is the largest tested concurrency that is safe to promise; `cross_lo`/`cross_hi` bound the interpolated
     crossing, bracket width included (`cross_lo` 0: even the smallest tested one is in doubt; `cross_hi` None: open).
@@ -292,13 +309,19 @@ class Knee:
     """
 
     precision: str
-    slo_p95_s: float
+    slo: str
+    """The service level in words."""
     safe_conc: int | None = None
     cross: float | None = None
     cross_lo: float | None = None
     cross_hi: float | None = None
     beyond_range: bool = False
     cause: str = "unknown"
+    limit: str | None = None
+    """Which limit is crossed first: p95, TTFT, TPOT, goodput."""
+    tested_lo: float | None = None
+    """The smallest and the largest load with a usable figure; None: there is none."""
+    tested_hi: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +329,7 @@ class CapacityLine:
     """What one card carries in one precision at its operating point (the largest tested concurrency inside the SLO)."""
 
     precision: str
-    slo_p95_s: float
+    slo: str
     users: int | None = None
     tok_s: float | None = None
     req_s: float | None = None

@@ -16,6 +16,7 @@ from harness.load.dataset import Prompts, longest_tokens, read_dataset, tokenize
 from harness.load.schedule import lengths_from_trace, read_trace
 from harness.load.workload import longest_length
 from harness.records import Scenario
+from harness.slo import Slo
 
 _PACKAGED = Path(__file__).parent / "_scenarios"
 _IN_REPOSITORY = Path(__file__).parent.parent / "scenarios"
@@ -35,8 +36,10 @@ def scenario_names() -> list[str]:
     return sorted(path.stem for path in scenarios_dir().glob("*.toml"))
 
 
-def load_scenario(name_or_path: str, **overrides: Any) -> Scenario:
+def load_scenario(name_or_path: str, *, slo: Slo | None = None, **overrides: Any) -> Scenario:
     """Read a scenario by name (`chat`) or by path (`mine.toml`); overrides that are None change nothing.
+
+    `slo` takes the place of the scenario's whole service level.
 
     `trace` and `dataset` come out as absolute paths: in the file they stand relative to it, in an override relative to
     the working directory. They bring `arrivals = "trace"` and `length_distribution = "empirical"` with them. Raises
@@ -67,7 +70,16 @@ def load_scenario(name_or_path: str, **overrides: Any) -> Scenario:
         table.setdefault("arrivals", "trace")
     if "trace" in table or "dataset" in table:
         table.setdefault("length_distribution", "empirical")
-    return _with_means(check_scenario(_from_table(table, path.name), path.name), table)
+    scenario = _from_table(table, path.name)
+    if slo is not None:
+        scenario = replace(
+            scenario,
+            slo_p95_s=slo.p95_s,
+            slo_ttft_s=slo.ttft_s,
+            slo_tpot_s=slo.tpot_s,
+            slo_goodput=slo.goodput,
+        )
+    return _with_means(check_scenario(scenario, path.name), table)
 
 
 def _with_means(scenario: Scenario, given: Collection[str]) -> Scenario:
@@ -112,6 +124,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "request_timeout_s": (0.1, 86_400.0),
     "token_timeout_s": (0.1, 86_400.0),
     "slo_p95_s": (0.001, 86_400.0),
+    "slo_ttft_s": (0.0001, 86_400.0),
+    "slo_tpot_s": (0.0001, 86_400.0),
+    "slo_goodput": (0.01, 1.0),
     "usd_per_hour": (0.0, 100_000.0),
     "utilisation": (0.001, 1.0),
     "max_model_len": (16, 100_000_000),
@@ -147,6 +162,11 @@ def _conflicts(scenario: Scenario) -> list[tuple[bool, str, str]]:
     kind, lengths = scenario.arrivals, scenario.length_distribution
     has_file = scenario.trace is not None or scenario.dataset is not None
     return [
+        (
+            scenario.slo_p95_s is None and scenario.slo_ttft_s is None and scenario.slo_tpot_s is None,
+            "no service level",
+            "slo_p95_s, slo_ttft_s or slo_tpot_s",
+        ),
         (kind == "trace" and scenario.trace is None, 'arrivals = "trace" without trace', "trace = a CSV file"),
         (kind != "trace" and scenario.trace is not None, f'trace with arrivals = "{kind}"', 'arrivals = "trace"'),
         (kind != "closed" and scenario.turns > 1, f'turns = {scenario.turns} with arrivals = "{kind}"', '"closed"'),

@@ -301,7 +301,7 @@ def make_point(
 ) -> SweepPoint:
     """The row of a cell: metrics, memory, counters, power, price and verdict put together."""
     info, scenario = service.engine.info, plan.scenario
-    found = metrics.summarise(load.records, load.open_ns, load.close_ns)
+    found = metrics.summarise(load.records, load.open_ns, load.close_ns, scenario.slo)
     found |= _power(found, load, gpu_samples)
     ours = counters.counted(load.records)
     gap = counters.counter_gap(seen.generation_tokens, ours.generation_tokens, ours.generation_allowance)

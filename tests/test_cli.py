@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import parse_duration
 from harness.errors import InputError
+from harness.slo import parse_duration
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (

@@ -43,7 +43,7 @@ def cost_lines(points: Sequence[SweepPoint], knees: Sequence[Knee]) -> list[Cost
     for precision in precision_order(points):
         own = [level for level in merged if level.precision == precision]
         if knee := by_precision.get(precision):
-            stated = f"largest tested {unit.noun} inside p95 ≤ {knee.slo_p95_s:g} s"
+            stated = f"largest tested {unit.noun} inside {knee.slo}"
             at_knee = next((level for level in own if load(level) == safe_load(knee)), None)
             if at_knee and unit is RATE:
                 stated += f": {unit.amount(load(at_knee))}"

@@ -18,12 +18,15 @@ drifts stay together in a block; Künsch 1989). They know nothing of run-to-run 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
-from harness.records import RequestRecord
+from harness.records import Cell, RequestRecord, SweepPoint
+from harness.slo import Slo
 
 Floats = NDArray[np.float64]
 
@@ -158,14 +161,35 @@ def _present(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def summarise(records: Sequence[RequestRecord], open_ns: int | None, close_ns: int | None) -> dict[str, Any]:
+def goodput(records: Iterable[RequestRecord], slo: Slo) -> tuple[float, float, float] | None:
+    """Share of the requests begun inside the window that kept every limit of `slo`, and its 95 % interval.
+
+    One that failed kept none. The interval is Wilson's (J. Am. Stat. Assoc. 22, 1927): it stays wide at 0 and 1, where
+    a bootstrap would have none; it takes requests as independent. None below 20 requests.
+    """
+    begun = [record for record in records if record.phase == "measured"]
+    if len(begun) < MIN_P95:
+        return None
+    kept = sum(record.error is None and _keeps(record, slo) for record in begun)
+    interval = binomtest(kept, len(begun)).proportion_ci(0.95, method="wilson")
+    return kept / len(begun), float(interval.low), float(interval.high)
+
+
+def _keeps(record: RequestRecord, slo: Slo) -> bool:
+    """Whether a request keeps the limits; of one token there is no TPOT to keep."""
+    found = ((e2e_ms(record), slo.p95_s), (ttft_ms(record), slo.ttft_s), (tpot_ms(record) or 0.0, slo.tpot_s))
+    return all(limit is None or (value is not None and value <= limit * 1e3) for value, limit in found)
+
+
+def summarise(
+    records: Sequence[RequestRecord], open_ns: int | None, close_ns: int | None, slo: Slo | None = None
+) -> dict[str, Any]:
     """The measured fields of a SweepPoint, by name. Percentiles are empty where n does not carry them."""
     good = completed(records)
     e2e = _present(map(e2e_ms, good))
     ttft = _present(map(ttft_ms, good))
     tpot = _present(map(tpot_ms, good))
     gaps = chunk_gaps_ms(good)
-    p95_interval = percentile_interval(e2e, 95)
     p99_interval = percentile_interval(e2e, 99) if len(e2e) >= MIN_P99 else None
     measured = [record for record in records if record.phase == "measured"]
     found: dict[str, Any] = {
@@ -182,7 +206,9 @@ def summarise(records: Sequence[RequestRecord], open_ns: int | None, close_ns: i
         "input_tokens_mean": _mean([r.prompt_tokens for r in good if r.prompt_tokens is not None]),
         "output_tokens_mean": _mean([output_tokens(record) for record in good]),
     }
-    found["p95_ms_lo"], found["p95_ms_hi"] = p95_interval or (None, None)
+    found |= latency_intervals(e2e, ttft, tpot)
+    share = goodput(records, slo) if slo is not None else None
+    found["goodput"], found["goodput_lo"], found["goodput_hi"] = share or (None, None, None)
     found["p99_ms_lo"], found["p99_ms_hi"] = p99_interval or (None, None)
     if open_ns is not None and close_ns is not None and close_ns > open_ns:
         seconds = (close_ns - open_ns) / 1e9
@@ -194,5 +220,34 @@ def summarise(records: Sequence[RequestRecord], open_ns: int | None, close_ns: i
     return found
 
 
+def latency_intervals(e2e: Sequence[float], ttft: Sequence[float], tpot: Sequence[float]) -> dict[str, float | None]:
+    """The _lo and _hi fields of the three p95 that a service level may limit."""
+    found: dict[str, float | None] = {}
+    for name, values in (("p95_ms", e2e), ("ttft_p95_ms", ttft), ("tpot_p95_ms", tpot)):
+        found[f"{name}_lo"], found[f"{name}_hi"] = percentile_interval(values, 95) or (None, None)
+    return found
+
+
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
+
+
+def judged_by(points: Sequence[SweepPoint], requests: Sequence[RequestRecord], slo: Slo) -> list[SweepPoint]:
+    """Rows with what another service level than their own needs, from their requests: goodput, and ends of intervals.
+
+    A row whose requests are not here loses its goodput, which was counted by other limits.
+    """
+    cells: dict[tuple[str, int], list[RequestRecord]] = {}
+    for record in requests:
+        cells.setdefault((record.cell, record.attempt), []).append(record)
+    found = []
+    for point in points:
+        own = cells.get((Cell(point.precision, point.conc, point.repeat, point.rate_rps).key, point.attempt), [])
+        share = goodput(own, slo)
+        values: dict[str, Any] = dict(zip(("goodput", "goodput_lo", "goodput_hi"), share or (None,) * 3, strict=True))
+        if own and point.ttft_p95_ms is not None and point.ttft_p95_ms_lo is None:
+            good = completed(own)
+            series = (_present(map(figure, good)) for figure in (e2e_ms, ttft_ms, tpot_ms))
+            values |= latency_intervals(*series)
+        found.append(replace(point, **values))
+    return found

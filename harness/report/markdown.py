@@ -12,9 +12,10 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from harness.analysis.capacity import MemoryLine, alone, at_one_load, capacity_lines, headlines, memory_split
+from harness.analysis.capacity import MemoryLine, capacity_lines, memory_split
 from harness.analysis.compare import MIN_PAIRS, compare
 from harness.analysis.cost import cost_lines
+from harness.analysis.headline import alone, at_one_load, headlines
 from harness.analysis.knee import find_knees
 from harness.analysis.levels import RATE, USERS, axis, latest, load, precision_order, shown
 from harness.records import CostLine, Knee, Ratio, SweepPoint, write_table
@@ -49,11 +50,11 @@ def write_report(run_dir: Path, out_dir: Path) -> list[Path]:
     Raises InputError when `run_dir` is no run.
     """
     run = load_run(run_dir)
-    knees = find_knees(run.points, run.slo_p95_s)
+    knees = find_knees(run.points, run.slo)
     costs = cost_lines(run.points, knees)
     ratios = compare(run.points, run.requests)
     card_gib = run.environment.get("gpu_memory_gib") if run.device == "gpu" else None
-    figures = write_figures(run.points, knees, costs, out_dir / "figures", card_gib=card_gib)
+    figures = write_figures(run.points, knees, costs, out_dir / "figures", slo=run.slo, card_gib=card_gib)
     page, comparison = out_dir / "capacity.md", out_dir / "comparison.csv"
     page.write_text(_page(run, knees, costs, ratios, {path.stem for path in figures}), encoding="utf-8")
     if ratios:
@@ -71,7 +72,7 @@ def _page(
         lstrip_blocks=True,
         autoescape=False,  # Markdown, not HTML; text from outside goes through escape()
     )
-    said = headlines(run.points, knees, run.machine) if knees else at_one_load(run.points, run.slo_p95_s, run.machine)
+    said = headlines(run.points, knees, run.machine) if knees else at_one_load(run.points, run.slo, run.machine)
     memory_titles = {"gpu": "VRAM", "host": "Host memory (the engine ran on the CPU)"}
     page = templates.get_template("capacity.md.j2").render(
         title=escape(f"{run.model}, {run.scenario_name} scenario"),

@@ -20,12 +20,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from harness.analysis.capacity import label, memory_split
+from harness.analysis.capacity import memory_split
 from harness.analysis.cost import price
+from harness.analysis.headline import label
 from harness.analysis.knee import safe_load
 from harness.analysis.levels import Axis, axis, latest, levels, load, one_trace, precision_order, shown
 from harness.records import CostLine, Knee, SweepPoint
 from harness.report.placing import nice_ticks, spread
+from harness.slo import Slo
 
 STYLES = (
     ("#0072B2", "o"),  # blue
@@ -89,6 +91,7 @@ def write_figures(
     costs: Sequence[CostLine],
     out_dir: Path,
     *,
+    slo: Slo,
     card_gib: float | None = None,
 ) -> list[Path]:
     """Write every figure that has something to show; PNG and SVG of each, in the order of the report.
@@ -99,7 +102,7 @@ def write_figures(
     figures: dict[str, Callable[[], Figure]] = {}
     curves = not one_trace(points)
     if curves and any(point.p95_ms is not None for point in points):
-        figures["latency"] = lambda: latency(points, knees)
+        figures["latency"] = lambda: latency(points, knees, None if slo.goodput else slo.p95_s)
     if curves and any(point.tok_s for point in points):
         figures["throughput"] = lambda: throughput(points)
     if any(line.total_gib for line in memory_split(points)):
@@ -118,23 +121,23 @@ def write_figures(
     return written
 
 
-def latency(points: Sequence[SweepPoint], knees: Sequence[Knee]) -> Figure:
+def latency(points: Sequence[SweepPoint], knees: Sequence[Knee], slo_s: float | None) -> Figure:
     """p95 over the load, both log: the knee's interpolation is then the line itself. Below it a strip of knees."""
     figure = Figure(figsize=(7, 4.2 + 0.22 * len(knees)), layout="constrained")
     upper, strip = figure.subplots(2, 1, sharex=True, height_ratios=(12, 0.6 + 0.9 * len(knees)))
-    slo_s = knees[0].slo_p95_s
     _title(
         upper, f"p95 latency against {_axis_words(points)[0]}", "seconds from intended send to last token, log scale"
     )
     ends = _curves(upper, points, _p95_s)
     _load_axis(upper, points)
-    _log_axis(upper, [slo_s, *_shown(points, _p95_s)], "{:g}")
-    upper.axhline(slo_s, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1.5)
-    right = upper.get_xlim()[1]
-    _end_labels(upper, [*ends, (f"SLO {slo_s:g} s", INK, right, slo_s)])
+    _log_axis(upper, [*([slo_s] if slo_s else []), *_shown(points, _p95_s)], "{:g}")
+    if slo_s:
+        upper.axhline(slo_s, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1.5)
+        ends = [*ends, (f"SLO {slo_s:g} s", INK, upper.get_xlim()[1], slo_s)]
+    _end_labels(upper, ends)
     upper.tick_params(axis="x", which="both", labelbottom=False, length=0)
     upper.spines["bottom"].set_visible(False)
-    _knee_strip(upper, strip, points, knees)
+    _knee_strip(upper, strip, points, knees, slo_s)
     strip.set_xlabel(_axis_words(points)[1])
     _note(figure, points, _p95_s)
     return figure
@@ -255,7 +258,9 @@ def _curves(axes: Axes, points: Sequence[SweepPoint], value: Value) -> list[End]
     return ends
 
 
-def _knee_strip(upper: Axes, strip: Axes, points: Sequence[SweepPoint], knees: Sequence[Knee]) -> None:
+def _knee_strip(
+    upper: Axes, strip: Axes, points: Sequence[SweepPoint], knees: Sequence[Knee], slo_s: float | None
+) -> None:
     """One row for each knee under the curves: the bar is its interval, the diamond the interpolated crossing."""
     order = precision_order(points)
     left, right = strip.get_xlim()
@@ -276,8 +281,9 @@ def _knee_strip(upper: Axes, strip: Axes, points: Sequence[SweepPoint], knees: S
             x = knee.cross * _dodge(points, knee.precision)
             strip.plot(x, y, "D", color=colour, markersize=6)
             strip.plot([x, x], [y, -0.9], color=colour, linewidth=1, linestyle=":")
-            upper.plot([x, x], [bottom, knee.slo_p95_s], color=colour, linewidth=1, linestyle=":", zorder=1)
-            upper.plot(x, knee.slo_p95_s, "D", color=colour, markersize=6, markeredgecolor="white", zorder=4)
+            if slo_s and knee.limit == "p95":
+                upper.plot([x, x], [bottom, slo_s], color=colour, linewidth=1, linestyle=":", zorder=1)
+                upper.plot(x, slo_s, "D", color=colour, markersize=6, markeredgecolor="white", zorder=4)
         room_left, room_right = math.log(low / left), math.log(right / high)
         side, end, push = ("left", high, 7) if room_right > room_left else ("right", low, -7)
         place: dict[str, Any] = {"xytext": (push, 0), "textcoords": "offset points", "ha": side, "va": "center"}

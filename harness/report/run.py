@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from harness.analysis.metrics import judged_by
 from harness.errors import InputError, RecordError
 from harness.records import RequestRecord, Scenario, SweepPoint, read_table
+from harness.slo import Slo
 
 _NEEDED = ("points.csv", "run.toml")
 
@@ -26,17 +28,14 @@ class Run:
 
     name: str
     points: list[SweepPoint]
+    slo: Slo
+    """What it is judged by: its scenario's service level, or another that was asked for."""
     scenario: Mapping[str, Any]
     settings: Mapping[str, Any]
     environment: Mapping[str, Any]
     requests: Sequence[RequestRecord] = ()
     requests_fault: str | None = None
     """Why requests.csv is there and could not be read."""
-
-    @property
-    def slo_p95_s(self) -> float:
-        """The service level in seconds; the scenario's default where the run does not say."""
-        return float(self.scenario.get("slo_p95_s", Scenario("").slo_p95_s))
 
     @property
     def model(self) -> str:
@@ -84,8 +83,9 @@ class Run:
         return common(self.points, column)
 
 
-def load_run(run_dir: Path) -> Run:
-    """Read a run directory. Raises InputError when it is none, RecordError when its table cannot be read."""
+def load_run(run_dir: Path, slo: Slo | None = None) -> Run:
+    """Read a run directory, to be judged by `slo` or by its own. Raises InputError when it is none, RecordError when
+    its table cannot be read."""
     missing = [name for name in _NEEDED if not (run_dir / name).is_file()]
     if missing:
         what = "is no run" if run_dir.is_dir() else "is no directory"
@@ -102,15 +102,27 @@ def load_run(run_dir: Path) -> Run:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{run_dir / 'run.toml'}: {error}", remedy="restore the file as the sweep wrote it") from error
     requests, fault = _requests(run_dir / "requests.csv")
+    scenario = _table(toml, "scenario")
+    own = _slo(scenario)
+    if slo is not None and slo != own:
+        points = judged_by(points, requests, slo)
     return Run(
         name=run_dir.resolve().name,
         points=points,
-        scenario=_table(toml, "scenario"),
+        slo=slo or own,
+        scenario=scenario,
         settings=_table(toml, "run"),
         environment=_environment(run_dir / "environment.json"),
         requests=requests,
         requests_fault=fault,
     )
+
+
+def _slo(scenario: Mapping[str, Any]) -> Slo:
+    """The run's own service level; the scenario's default where it does not say."""
+    names = ("slo_p95_s", "slo_ttft_s", "slo_tpot_s", "slo_goodput")
+    given = {name: float(value) for name in names if (value := scenario.get(name)) is not None}
+    return Slo(*(given.get(name) for name in names)) if given else Scenario("").slo
 
 
 def _table(toml: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -42,7 +42,7 @@ def setup_table(run: Run) -> str:
     rows.append(("Scenario", escape(f"{run.scenario_name}: {scenario.get('description', '')}".rstrip(": "))))
     rows.append(("Lengths", _lengths(scenario)))
     rows.append(("Load", _load(scenario)))
-    rows.append(("Service level", f"p95 of the whole answer ≤ {run.slo_p95_s:g} s"))
+    rows.append(("Service level", run.slo.words))
     rows.append(("Price", f"{per_hour(run)}, {utilisation(run)} of the hour under this load"))
     rows.append(("Tool", _tool(environment)))
     return table(("", ""), rows)

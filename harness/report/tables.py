@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from harness.analysis.capacity import label
 from harness.analysis.compare import METRICS
+from harness.analysis.headline import label
 from harness.analysis.knee import safe_load
 from harness.analysis.levels import RATE, USERS, axis, load, precision_order, shown
 from harness.records import CapacityLine, CostLine, Knee, Ratio, SweepPoint

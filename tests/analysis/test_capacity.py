@@ -6,10 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.analysis.capacity import at_one_load, capacity_lines, headlines, load_ratio, memory_split
+from harness.analysis.capacity import capacity_lines, memory_split
 from harness.analysis.compare import Estimate
+from harness.analysis.headline import at_one_load, headlines, load_ratio
 from harness.analysis.knee import find_knee, find_knees
 from harness.records import Knee, SweepPoint
+from harness.slo import Slo
+
+SLO = Slo(3.0)
 
 CONCS = (1, 8, 16, 32)
 
@@ -28,7 +32,7 @@ def curve(precision: str, p95_s: tuple[float | None, ...], tok_s: float = 100.0,
 
 
 def said(points: list[SweepPoint]) -> list[str]:
-    return headlines(points, find_knees(points, 3.0), "X")
+    return headlines(points, find_knees(points, SLO), "X")
 
 
 def test_gain() -> None:
@@ -183,7 +187,7 @@ def test_one_trace_against_the_slo() -> None:
         )
     ]  # fmt: skip
     assert said(points) == []
-    assert at_one_load(points, 3.0, "X") == [
+    assert at_one_load(points, SLO, "X") == [
         "On X, BF16 misses p95 ≤ 3 s on this trace, 2.5 req/s: its p95 is 4 s (3.8–4.2 s).",
         "On X, AWQ keeps p95 ≤ 3 s on this trace, 2.5 req/s: its p95 is 2 s (1.8–2.2 s).",
         "On X, RTN may keep or miss p95 ≤ 3 s on this trace, 2.5 req/s: its p95 is 2.9 s (2.7–3.1 s).",
@@ -204,7 +208,7 @@ def test_repeats_compare_their_tokens_in_pairs() -> None:
 
 def test_load_ratio_by_hand() -> None:
     """20 [16–32] against 40 [32–64]: 2, from 32/32 = 1 to 64/16 = 4."""
-    base, other = Knee("bf16", 3.0, 16, 20.0, 16.0, 32.0), Knee("awq", 3.0, 32, 40.0, 32.0, 64.0)
+    base, other = Knee("bf16", "p95 ≤ 3 s", 16, 20.0, 16.0, 32.0), Knee("awq", "p95 ≤ 3 s", 32, 40.0, 32.0, 64.0)
     assert load_ratio(base, other) == Estimate(2.0, 1.0, 4.0)
 
 
@@ -218,13 +222,13 @@ def test_memory_counts_rows_whose_load_was_invalid() -> None:
 
 def test_capacity_line_is_the_operating_point() -> None:
     points = curve("awq", (1, 1, 1.5, 6), weights_gib=2.0)
-    (line,) = capacity_lines(points, [find_knee(points, 3.0)])
+    (line,) = capacity_lines(points, [find_knee(points, SLO)])
     assert (line.users, line.p95_ms, line.weights_gib, line.verdict) == (16, 1500.0, 2.0, "valid")
 
 
 def test_capacity_line_without_an_operating_point_keeps_the_memory() -> None:
     points = curve("awq", (4, 5), weights_gib=2.0)
-    (line,) = capacity_lines(points, [find_knee(points, 3.0)])
+    (line,) = capacity_lines(points, [find_knee(points, SLO)])
     assert (line.users, line.tok_s, line.weights_gib) == (None, None, 2.0)
 
 

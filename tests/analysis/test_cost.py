@@ -47,7 +47,7 @@ def row(conc: int, tok_s: float | None, **more: object) -> SweepPoint:
 def test_operating_point_first_then_every_level() -> None:
     """100 tok/s [80–125] at 0.36 USD/h: 1.00 USD [0.80–1.25]; the ends swap."""
     points = [row(1, 50.0), row(8, 100.0, tok_s_lo=80.0, tok_s_hi=125.0), row(16, 200.0)]
-    lines = cost_lines(points, [Knee("awq", 3.0, safe_conc=8)])
+    lines = cost_lines(points, [Knee("awq", "p95 ≤ 3 s", safe_conc=8)])
     assert [(line.operating_point, line.conc) for line in lines] == [
         ("largest tested concurrency inside p95 ≤ 3 s", 8),
         ("1 user", 1),
@@ -61,7 +61,7 @@ def test_operating_point_first_then_every_level() -> None:
 
 def test_open_loop_prices_name_their_rate() -> None:
     points = [row(0, tok_s, rate_rps=rate, arrivals="constant") for rate, tok_s in ((0.5, 50.0), (2.5, 100.0))]
-    lines = cost_lines(points, [Knee("awq", 3.0, cross_lo=2.5, beyond_range=True)])
+    lines = cost_lines(points, [Knee("awq", "p95 ≤ 3 s", cross_lo=2.5, beyond_range=True)])
     assert [(line.operating_point, line.usd_per_1m_tokens) for line in lines] == [
         ("largest tested rate inside p95 ≤ 3 s: 2.5 req/s", pytest.approx(1.0)),
         ("0.5 req/s", pytest.approx(2.0)),
@@ -75,14 +75,14 @@ def test_one_trace_has_a_price_and_no_operating_point() -> None:
 
 
 def test_no_operating_point_has_no_price() -> None:
-    first, level = cost_lines([row(1, 50.0)], [Knee("awq", 3.0)])
+    first, level = cost_lines([row(1, 50.0)], [Knee("awq", "p95 ≤ 3 s")])
     assert (first.conc, first.usd_per_1m_tokens) == (None, None)
     assert level.usd_per_1m_tokens == pytest.approx(2.0)
 
 
 def test_invalid_and_unpriced_rows() -> None:
     points = [row(1, 50.0, verdict="invalid"), row(8, None), row(16, 9.0, usd_per_hour=None)]
-    lines = cost_lines(points, [Knee("awq", 3.0)])
+    lines = cost_lines(points, [Knee("awq", "p95 ≤ 3 s")])
     assert [(line.conc, line.usd_per_1m_tokens) for line in lines] == [(None, None), (8, None), (16, None)]
 
 

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from harness.analysis.knee import find_knee, find_knees, safe_load
 from harness.records import Knee, SweepPoint
+from harness.slo import Slo
 
 SLO_S = 3.0
+SLO = Slo(SLO_S)
 
 
 def row(conc: int, p95_s: float | None, half_s: float = 0.0, **more: object) -> SweepPoint:
@@ -21,7 +23,7 @@ def row(conc: int, p95_s: float | None, half_s: float = 0.0, **more: object) -> 
 
 
 def knee(*rows: SweepPoint) -> Knee:
-    return find_knee(rows, SLO_S)
+    return find_knee(rows, SLO)
 
 
 def test_crossing_is_interpolated_on_log_axes() -> None:
@@ -39,7 +41,8 @@ def test_interval_grows_by_levels_in_doubt() -> None:
 
 
 def test_all_inside_is_no_knee_in_range() -> None:
-    assert knee(row(1, 0.5), row(32, 2.0)) == Knee("awq", SLO_S, 32, None, 32.0, None, True, "none")
+    expected = Knee("awq", SLO.words, 32, None, 32.0, None, True, "none", tested_lo=1.0, tested_hi=32.0)
+    assert knee(row(1, 0.5), row(32, 2.0)) == expected
 
 
 def test_all_inside_but_the_last_in_doubt_promises_less() -> None:
@@ -81,7 +84,7 @@ def test_point_without_p95_is_left_out() -> None:
 
 
 def test_nothing_usable() -> None:
-    assert knee(row(8, None, verdict="invalid")) == Knee("awq", SLO_S)
+    assert knee(row(8, None, verdict="invalid")) == Knee("awq", SLO.words)
 
 
 @pytest.mark.parametrize(
@@ -138,13 +141,13 @@ def test_cause_in_an_open_loop(counters: dict[str, object], cause: str) -> None:
 
 def test_one_trace_has_no_knee_and_two_speeds_have_one() -> None:
     trace = [row(0, 1.0, arrivals="trace", rate_rps=rate) for rate in (2.5, 5.0)]
-    assert find_knees(trace[:1], SLO_S) == []
-    assert [safe_load(found) for found in find_knees(trace, SLO_S)] == [5.0]
+    assert find_knees(trace[:1], SLO) == []
+    assert [safe_load(found) for found in find_knees(trace, SLO)] == [5.0]
 
 
 def test_two_precisions_are_refused() -> None:
     with pytest.raises(ValueError, match="one precision"):
-        find_knee([SweepPoint("r", "awq", 1), SweepPoint("r", "bf16", 1)], SLO_S)
+        find_knee([SweepPoint("r", "awq", 1), SweepPoint("r", "bf16", 1)], SLO)
 
 
 rows = st.lists(
@@ -165,20 +168,20 @@ def test_promise_was_tested_and_every_level_up_to_it_is_surely_inside(
     entries: list[tuple[int, float, float, str]],
 ) -> None:
     points = [row(conc, p95, p95 * share, verdict=verdict) for conc, p95, share, verdict in entries]
-    found = find_knee(points, SLO_S)
+    found = find_knee(points, SLO)
     usable = [point for point in points if point.verdict == "valid"]
     if found.safe_conc is not None:
         assert found.safe_conc in {point.conc for point in usable}
         assert all((point.p95_ms_hi or 0) <= SLO_S * 1e3 for point in usable if point.conc <= found.safe_conc)
     if found.cross is not None and found.cross_lo is not None:
         assert found.cross_lo - 1e-9 <= found.cross <= (found.cross_hi or float("inf")) + 1e-9
-    assert found == find_knee(list(reversed(points)), SLO_S)
+    assert found == find_knee(list(reversed(points)), SLO)
 
 
 @given(rows, st.floats(0.1, 10))
 def test_faster_server_promises_no_less(entries: list[tuple[int, float, float, str]], factor: float) -> None:
     def safe(scale: float) -> int:
         points = [row(conc, p95 * scale, p95 * scale * share) for conc, p95, share, _ in entries]
-        return find_knee(points, SLO_S).safe_conc or 0
+        return find_knee(points, SLO).safe_conc or 0
 
     assert safe(min(factor, 1.0)) >= safe(1.0) >= safe(max(factor, 1.0))

@@ -25,6 +25,7 @@ from harness.report.plots import latency
 from harness.report.run import load_run
 from harness.report.setup import setup_table
 from harness.report.tables import escape, number, points_table, throughput_lines
+from harness.slo import Slo
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "capacity.md"
 
@@ -251,8 +252,8 @@ def test_open_loop_speaks_of_rates_throughout(tmp_path: Path) -> None:
 
 
 def test_figures_of_an_open_loop_stand_over_its_rates() -> None:
-    knees = find_knees(RATED, 3.0)
-    upper, strip = latency(RATED, knees).axes
+    knees = find_knees(RATED, Slo(3.0))
+    upper, strip = latency(RATED, knees, 3.0).axes
     assert strip.get_xlabel() == "requests sent per second (open loop), log scale"
     assert [tick.get_text() for tick in strip.get_xticklabels()] == ["8", "4", "2", "1", "0.125"]
     assert [text.get_text() for text in strip.texts][0] == "at 2.57 req/s (2–4), KV cache full"
