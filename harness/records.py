@@ -194,7 +194,7 @@ class SweepPoint:
     tpot_p95_ms_lo: float | None = None
     tpot_p95_ms_hi: float | None = None
     goodput: float | None = None
-    """Share of the requests begun inside the window that kept all limits of the service level; failed ones kept none."""
+    """Share of the requests begun inside the window that kept all limits; failed ones kept none."""
     goodput_lo: float | None = None
     goodput_hi: float | None = None
     weights_gib: float | None = None
