@@ -15,6 +15,7 @@ from harness.redact import without_keys
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from harness.search import Search
     from harness.slo import Slo
 
 app = typer.Typer(
@@ -85,8 +86,18 @@ def sweep(
         int | None, typer.Option(help="Requests in each cell's window; overrides the scenario.")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="Measure until the interval of p95 is within ± this share of it, as 5%.")
+        str | None,
+        typer.Option(
+            help="Measure until the interval of p95 is within ± this share of it, as 5%; with --until: the interval "
+            "of max safe concurrency. [10%]"
+        ),
     ] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Grow and bisect the concurrency until it is known how many users keep this SLO.")
+    ] = None,
+    max_cells: Annotated[int | None, typer.Option(min=1, help="Budget of --until, all precisions. [12 each]")] = None,
+    max_minutes: Annotated[float | None, typer.Option(min=0.1, help="Budget of --until, from the start. [60]")] = None,
+    max_conc: Annotated[int | None, typer.Option(min=1, max=4096, help="Most users that --until tries. [256]")] = None,
     max_window: Annotated[str | None, typer.Option(help="Longest window of a cell, as 120s.")] = None,
     slo: Annotated[
         str | None, typer.Option(help="Service level: p95=3s, ttft=500ms, tpot=50ms, goodput=90%, joined by commas.")
@@ -138,13 +149,13 @@ def sweep(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         requests=requests,
-        slo=_slo(slo, slo_p95),
+        slo=_slo(slo, slo_p95) if until is None else _until(until, slo, slo_p95),
         usd_per_hour=usd_per_hour,
         utilisation=utilisation,
         seed=seed,
         api=_one_of(api, "--api", ("completions", "chat")),
         arrivals=_one_of(arrivals, "--arrivals", ("closed", "constant", "poisson", "gamma", "trace")),
-        precision=None if precision is None else parse_share(precision, "--precision"),
+        precision=None if precision is None or until else parse_share(precision, "--precision"),
         max_window_s=None if max_window is None else parse_duration(max_window, "--max-window"),
     )
     if conc is not None and plan.arrivals != "closed":
@@ -153,7 +164,7 @@ def sweep(
             allowed="--rate",
             remedy="say how many requests come a second: --rate 0.5,1,2",
         )
-    concurrencies = tuple(parse_concurrencies(conc or "1,8,16,32"))
+    concurrencies = tuple(parse_concurrencies(conc or ("1" if until else "1,8,16,32")))
     rates = tuple(parse_rates(rate)) if rate is not None else ()
     if endpoint is not None:
         Address.parse(endpoint)
@@ -166,11 +177,12 @@ def sweep(
 
     from harness import job
 
+    wanted = _listed(precisions) if precisions else ("served",) if endpoint else ("bf16", "awq")
     request = job.SweepRequest(
         scenario=plan,
         concurrencies=concurrencies,
         model=model,
-        precisions=_listed(precisions) if precisions else ("served",) if endpoint else ("bf16", "awq"),
+        precisions=wanted,
         repeats=repeats,
         out=out,
         endpoint=endpoint,
@@ -183,6 +195,7 @@ def sweep(
         engine_args=tuple(engine_arg or ()),
         rates=rates,
         client_processes=client_processes,
+        search=_search(until, precision, concurrencies, max_conc, max_cells, max_minutes, len(wanted)),
     )
     with Progress(console) as progress:
         run_dir = job.sweep(request, progress, argv=sys.argv[1:])
@@ -347,6 +360,43 @@ def _slo(slo: str | None, slo_p95: str | None) -> Slo | None:
     if slo_p95 is not None:
         return Slo(parse_duration(slo_p95, "--slo-p95"))
     return None if slo is None else parse_slo(slo)
+
+
+def _until(until: str, slo: str | None, slo_p95: str | None) -> Slo:
+    from harness.slo import parse_slo
+
+    if slo is not None or slo_p95 is not None:
+        raise InputError(
+            "--until together with --slo", allowed="--until alone: what is looked for is the service level"
+        )
+    return parse_slo(until, "--until")
+
+
+def _search(
+    until: str | None,
+    precision: str | None,
+    first: tuple[int, ...],
+    max_conc: int | None,
+    max_cells: int | None,
+    max_minutes: float | None,
+    precisions: int,
+) -> Search | None:
+    from harness.search import Search
+    from harness.slo import parse_share, parse_slo
+
+    budget = {"--max-cells": max_cells, "--max-minutes": max_minutes, "--max-conc": max_conc}
+    if until is None:
+        for option, value in budget.items():
+            if value is not None:
+                raise InputError(f"{option} without --until", remedy="say what is looked for: --until p95=3s")
+        return None
+    share = 0.1 if precision is None else parse_share(precision, "--precision")
+    if not 0 < share < 1:
+        raise InputError(f"--precision {precision!r}", allowed="more than 0, below 100%")
+    most = max_conc or 256
+    if max(first) > most:
+        raise InputError(f"--conc {max(first)} is above --max-conc {most}", remedy="raise --max-conc")
+    return Search(parse_slo(until, "--until"), share, first, most, max_cells or 12 * precisions, max_minutes or 60.0)
 
 
 def _with_weights(model: str) -> str:

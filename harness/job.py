@@ -14,6 +14,7 @@ import re
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -36,7 +37,8 @@ from harness.records import Scenario, SweepPoint
 from harness.redact import hide, holds_key, takes_key, without_keys
 from harness.rundir import RunDirectory, describe_machine, remembered, run_name, without_places
 from harness.scenario import context_served, read_prompts
-from harness.sweep import Observer, OpenEngine, Plan, Service, Variant, plan_sessions, run_sweep, unfinished
+from harness.search import Search
+from harness.sweep import Observer, OpenEngine, Plan, Service, Variant, plan_sessions, run_sweep
 from harness.telemetry.gpu import gpus
 
 METHODS = ("rtn", "awq", "gptq", "awq+gptq", "smoothquant", "qat", "qad")
@@ -65,6 +67,8 @@ class SweepRequest:
     rates: tuple[float, ...] = ()
     """Requests a second of open loops; then there are no concurrencies."""
     client_processes: int | None = None
+    search: Search | None = None
+    """Find how many users the service level carries; `concurrencies` are where it begins."""
 
 
 def sweep(request: SweepRequest, observer: Observer, argv: Sequence[str] = ()) -> Path:
@@ -118,6 +122,13 @@ def _without_keys(request: SweepRequest) -> SweepRequest:
 def _with_rates(request: SweepRequest) -> SweepRequest:
     """Check that the load fits the scenario's arrivals; a trace comes at its own rate unless another is asked for."""
     arrivals = request.scenario.arrivals
+    if request.search and (arrivals != "closed" or request.repeats > 1):
+        what = f"arrivals = {arrivals}" if arrivals != "closed" else f"--repeats {request.repeats}"
+        raise InputError(
+            f"--until with {what}: it looks for a number of users, in one server session of each precision",
+            allowed="a closed loop, one repeat",
+            remedy="measure the loads that it found again: --conc ... --repeats 3",
+        )
     if arrivals == "closed":
         if request.rates:
             raise InputError(
@@ -148,6 +159,7 @@ def _run(request: SweepRequest, observer: Observer, argv: Sequence[str], resumed
 
 
 def _sweep_vllm(request: SweepRequest, observer: Observer, argv: Sequence[str], resumed: Path | None) -> Path:
+    began_s = time.monotonic()
     model = models.resolve(request.model)
     wanted = _wanted(request.precisions)
     if model.random_weights and (request.scenario.api == "chat" or request.scenario.dataset):
@@ -191,11 +203,12 @@ def _sweep_vllm(request: SweepRequest, observer: Observer, argv: Sequence[str], 
                 yield Service(engine, dialect, _prompts(request.scenario, engine))
 
         template = SweepPoint(directory.path.name, "", 0, model=model.name, scenario=request.scenario.name)
-        _run_cells(request, variants, directory, template, open_engine, observer)
+        _run_cells(request, variants, directory, template, open_engine, observer, began_s)
         return directory.path
 
 
 def _sweep_endpoint(request: SweepRequest, observer: Observer, argv: Sequence[str], resumed: Path | None) -> Path:
+    began_s = time.monotonic()
     if len(request.precisions) != 1:
         raise InputError(
             f"--precisions {','.join(request.precisions)} with --endpoint",
@@ -216,7 +229,7 @@ def _sweep_endpoint(request: SweepRequest, observer: Observer, argv: Sequence[st
             directory.describe_environment(describe_machine(info.engine, info.engine_version, argv))
             template = SweepPoint(directory.path.name, "", 0, model=request.model, source="endpoint")
             open_engine = _always(Service(engine, dialect, prompts))
-            _run_cells(request, variants, directory, template, open_engine, observer)
+            _run_cells(request, variants, directory, template, open_engine, observer, began_s)
             return directory.path
 
 
@@ -227,9 +240,11 @@ def _run_cells(
     template: SweepPoint,
     open_engine: OpenEngine,
     observer: Observer,
+    began_s: float,
 ) -> None:
     """Measure every cell that has no row yet."""
-    sessions = plan_sessions(variants, request.concurrencies, request.repeats, request.rates)
+    planned = () if request.search else request.concurrencies
+    sessions = plan_sessions(variants, planned, request.repeats, request.rates)
     plan = Plan(
         request.scenario,
         processes=request.client_processes,
@@ -237,9 +252,10 @@ def _run_cells(
         trace=_trace(request.scenario),
         ceiling=read_ceiling(),
         restarts=request.endpoint is None,
+        search=request.search,
     )
-    left = unfinished(sessions, directory.done, directory.attempts())
-    run_sweep(left, plan, directory, template, open_engine, observer, done_before=len(directory.done))
+    spent_s = sum(row.duration_s or 0.0 for row in directory.done)  # by earlier starts
+    run_sweep(sessions, plan, directory, template, open_engine, observer, began_s=began_s - spent_s)
     directory.finish()
 
 
@@ -315,7 +331,7 @@ def _describe(
         "run_id": directory.path.name,
         "model": model,
         "precisions": [item.partition("=")[0] for item in request.precisions],
-        "concurrencies": sorted(set(request.concurrencies)),
+        "concurrencies": [] if request.search else sorted(set(request.concurrencies)),
         "rates_rps": sorted(set(request.rates)),
         "repeats": request.repeats,
         "engine": engine,
@@ -326,6 +342,7 @@ def _describe(
         "kv_cache_gib": request.kv_cache_gib,
         "engine_args": list(request.engine_args),
         "client_processes": request.client_processes,
+        **_described(request.search),
         "checkpoint_sha256": {item.precision: item.checkpoint_sha256 for item in variants if item.checkpoint_sha256}
         or None,
         **_digests(request.scenario),
@@ -335,6 +352,20 @@ def _describe(
         if scenario[name]:  # which file it was, and not where it lies
             scenario[name] = Path(scenario[name]).name
     directory.describe({"run": run, "scenario": scenario})
+
+
+def _described(search: Search | None) -> dict[str, object]:
+    """A search as run.toml tells it."""
+    if search is None:
+        return {}
+    return {
+        "until": search.slo.text,
+        "within": search.precision,
+        "first": list(search.first),
+        "max_conc": search.most,
+        "max_cells": search.max_cells,
+        "max_minutes": search.max_minutes,
+    }
 
 
 # --- precisions and checkpoints ---------------------------------------------------------------------------------------

@@ -48,6 +48,10 @@ class Progress:
             self._console.print(text, markup=False, highlight=False)
         self._last_stage = stage
 
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(text, markup=False, highlight=False)
+
     def cell_begins(self, cell: Cell, number: int, total: int) -> None:
         self._cell, self._position, self._left = cell, f"{number}/{total}", total - number
         self._began, self._drawn, self._latencies_ms, self._tokens = time.monotonic(), 0.0, [], 0

@@ -4,7 +4,7 @@ Both precisions get the same prompts, seeds, server limits and warm-up; only the
 sessions are interleaved ABBA (bf16 awq | awq bf16 | ...), so that a machine that drifts does not favour one side.
 
 A cell is done when its row is on disk. Whatever ended a sweep before that (Ctrl-C, kill -9, a dead engine, a full
-disk), `unfinished` says what is left of the plan, and the same function carries on.
+disk), the next start finds the rows that are there and goes on with the first cell that has none.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from harness.analysis import counters, metrics, power, validity
 from harness.analysis.cost import price
+from harness.budget import Budget
 from harness.engines import Engine
 from harness.errors import EngineError, InputError, RunError
 from harness.load.dataset import Prompts
@@ -28,6 +29,7 @@ from harness.load.workload import Dialect
 from harness.records import Cell, GpuSample, RequestRecord, Scenario, SweepPoint
 from harness.redact import without_keys
 from harness.rundir import RunDirectory, writing
+from harness.search import Search
 from harness.telemetry.host import host
 from harness.telemetry.sampler import GpuSampler
 from harness.telemetry.watch import EngineWatch, Seen
@@ -49,11 +51,14 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One start of the engine: a variant, and the cells that it serves before it is stopped."""
+    """One start of the engine: a variant, and the cells that it serves before it is stopped.
+
+    Without `cells` each next one follows from the rows so far: `Plan.search`.
+    """
 
     variant: Variant
     repeat: int
-    cells: tuple[Cell, ...]
+    cells: tuple[Cell, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,8 @@ class Plan:
     """What this machine's client was measured to keep up with."""
     restarts: bool = True
     """The engine is ours to start again."""
+    search: Search | None = None
+    """Find how many users the service level carries, instead of going through a list of loads."""
 
 
 class Observer(Protocol):
@@ -89,6 +96,7 @@ class Observer(Protocol):
     def cell_begins(self, cell: Cell, number: int, total: int) -> None: ...
     def request_ended(self, record: RequestRecord) -> None: ...
     def cell_ended(self, point: SweepPoint) -> None: ...
+    def note(self, text: str) -> None: ...
 
 
 OpenEngine = Callable[[Variant, int], AbstractContextManager[Service]]
@@ -103,7 +111,7 @@ def plan_sessions(
 ) -> list[Session]:
     """Sessions in the order in which they run: ABBA over the repeats, loads ascending within each.
 
-    `rates` (requests a second) make open loops; then `concurrencies` is empty.
+    `rates` (requests a second) make open loops; then `concurrencies` is empty. A search has neither.
     """
     sessions = []
     for repeat in range(1, repeats + 1):
@@ -141,22 +149,6 @@ def parse_rates(text: str) -> list[float]:
     return rates
 
 
-def unfinished(sessions: Sequence[Session], done: Sequence[SweepPoint], begun: Mapping[str, int]) -> list[Session]:
-    """What is left of the plan: cells without a row, as a new attempt where requests of theirs are on disk already.
-
-    `begun` maps a cell's key to the highest attempt that requests.csv holds of it.
-    """
-    finished = {Cell(point.precision, point.conc, point.repeat, point.rate_rps).key for point in done}
-    left = []
-    for session in sessions:
-        cells = tuple(
-            replace(cell, attempt=begun.get(cell.key, 0) + 1) for cell in session.cells if cell.key not in finished
-        )
-        if cells:
-            left.append(replace(session, cells=cells))
-    return left
-
-
 def run_sweep(
     sessions: Sequence[Session],
     plan: Plan,
@@ -164,26 +156,31 @@ def run_sweep(
     template: SweepPoint,
     open_engine: OpenEngine,
     observer: Observer,
-    done_before: int = 0,
+    began_s: float = 0.0,
 ) -> list[SweepPoint]:
     """Run every session; rows are on disk as their cells end. `template` carries what all rows share (run, model).
 
-    An engine that dies in a cell is started again once. If it dies again, or refuses every request, that ends its
-    session, not the sweep: the cell gets an invalid row and the next session starts. If any session failed, RunError
-    is raised at the end; the rows stay.
+    `directory` knows the rows of an earlier start, which are not measured again. `began_s` (time.monotonic) is when the
+    sweep began, for the budget of a search. An engine that dies in a cell is started again once. If it dies again, or
+    refuses every request, that ends its session, not the sweep: the cell gets an invalid row and the next session
+    starts. If any session failed, RunError is raised at the end; the rows stay.
     """
     points: list[SweepPoint] = []
     failures: list[str] = []
-    total = done_before + sum(len(session.cells) for session in sessions)
+    begun, before = directory.attempts(), len(directory.done)
+    total = plan.search.max_cells if plan.search else sum(len(session.cells) for session in sessions)
     with Generators() as generators:
-        run = _Run(plan, directory, open_engine, observer, generators, points, done_before, total)
-        for session in sessions:
+        for number, session in enumerate(sessions):
             shared = replace(
                 template,
                 precision=session.variant.precision,
                 checkpoint_sha256=session.variant.checkpoint_sha256,
                 repeat=session.repeat,
             )
+            budget = None
+            if plan.search is not None:
+                budget = Budget.share(plan.search, before + len(points), began_s, len(sessions) - number)
+            run = _Run(plan, directory, open_engine, observer, generators, points, begun, total, budget)
             try:
                 with writing():
                     run.session(session, shared)
@@ -192,8 +189,9 @@ def run_sweep(
                 failures.append(f"{session.variant.precision}: {said}")
                 observer.status(f"{session.variant.precision} failed: {said.splitlines()[0]}")
     if failures:
+        cells = f"{before + len(points)} cells" if plan.search else f"{before + len(points)} of {total} cells"
         raise RunError(
-            "\n".join(failures) + f"\n{done_before + len(points)} of {total} cells have rows in {directory.path}",
+            "\n".join(failures) + f"\n{cells} have rows in {directory.path}",
             remedy="mend what the engine names, then: bench sweep --resume with that directory",
         )
     return points
@@ -201,7 +199,7 @@ def run_sweep(
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A sweep in progress."""
+    """A session in progress, and the rows of the sweep."""
 
     plan: Plan
     directory: RunDirectory
@@ -209,33 +207,46 @@ class _Run:
     observer: Observer
     generators: Generators
     points: list[SweepPoint]
-    done_before: int
+    begun: Mapping[str, int]
+    """The highest attempt at each cell that an earlier start has left requests of."""
     total: int
+    budget: Budget | None
 
     def session(self, session: Session, shared: SweepPoint) -> None:
         """Serve the variant and run its cells, with a second start of the engine for a cell in which it died."""
-        left = list(session.cells)
         tried: dict[str, int] = {}
-        while left:
+        cell = self.next_cell(session)
+        while cell is not None:
             with self.open_engine(session.variant, session.repeat) as service:
-                while left:
-                    cell = left[0]
+                while cell is not None:
                     tried[cell.key] = tried.get(cell.key, 0) + 1
-                    number = self.done_before + len(self.points) + 1
-                    self.observer.cell_begins(cell, number, self.total)
+                    self.observer.cell_begins(cell, len(self.directory.done) + len(self.points) + 1, self.total)
                     point, failure, died = self.cell(cell, shared, session.variant, service)
                     if died and self.plan.restarts and tried[cell.key] < ATTEMPTS:
                         self.observer.status(f"the engine died in {cell.key}; it is started once more")
-                        left[0] = replace(cell, attempt=cell.attempt + 1)
+                        cell = replace(cell, attempt=cell.attempt + 1)
                         break
                     if tried[cell.key] > 1:
                         point = validity.worsen(point, "engine_restarted", "suspect")
                     self.directory.add_point(point)
                     self.points.append(point)
                     self.observer.cell_ended(point)
-                    left.pop(0)
                     if failure is not None:
                         raise failure
+                    cell = self.next_cell(session)
+
+    def next_cell(self, session: Session) -> Cell | None:
+        """The first cell of the plan without a row, or the one that the search wants; None: the session is over."""
+        done = [*self.directory.done, *self.points]
+        if self.budget is None:
+            finished = {Cell(point.precision, point.conc, point.repeat, point.rate_rps).key for point in done}
+            cell = next((cell for cell in session.cells if cell.key not in finished), None)
+        else:
+            own = [point for point in done if point.precision == session.variant.precision]
+            conc, said = self.budget.next_load(own, len(done), self.plan.scenario)
+            self.observer.note(f"{session.variant.precision}: {said}")
+            cell = None if conc is None else Cell(session.variant.precision, conc, session.repeat)
+        return cell and replace(cell, attempt=self.begun.get(cell.key, 0) + 1)
 
     def cell(
         self, cell: Cell, shared: SweepPoint, variant: Variant, service: Service
@@ -257,7 +268,7 @@ class _Run:
             watch = watching.enter_context(EngineWatch(engine))
             load = self.generators.run(
                 cell,
-                plan.scenario,
+                plan.scenario if self.budget is None else self.budget.window(plan.scenario),
                 service.dialect,
                 engine.target,
                 processes=plan.processes or processes_for(cell.conc, host().cores),

@@ -489,6 +489,11 @@ def test_a_directory_that_is_being_written_or_was_left_unfinished(
     check_whole(out)
 
 
+def measured(out: Path) -> dict[str, bytes]:
+    """All but the engine's log, whose engine may outlive a killed sweep by some last words."""
+    return {name: content for name, content in contents(out).items() if not name.endswith(".log")}
+
+
 def test_a_run_goes_on_with_what_it_was_begun_with(
     begin: Begin, refused: Refused, tmp_path: Path, engine: Path, model: Path
 ) -> None:
@@ -496,7 +501,7 @@ def test_a_run_goes_on_with_what_it_was_begun_with(
     process = begin(*serving(tmp_path, engine, model, "--conc", "1,2"))
     assert until(lambda: lines(out / "points.csv") == 2, process), process.communicate()
     kill(process)
-    before = contents(out)
+    before = measured(out)
     for changed, content, said in (
         (engine / "version", b"0.33.0", "engine version 0.32.0, this is 0.33.0"),
         (model / "model.safetensors", (model / "model.safetensors").read_bytes()[:-1] + b"c", "bf16 checkpoint is not"),
@@ -504,7 +509,7 @@ def test_a_run_goes_on_with_what_it_was_begun_with(
         was = changed.read_bytes()
         changed.write_bytes(content)
         assert said in refused("--resume", str(out))
-        assert contents(out) == before, "nothing is lost"
+        assert measured(out) == before, "nothing is lost"
         changed.write_bytes(was)
     assert bench("--resume", str(out)).returncode == 0
     assert [row.conc for row in rows(out)] == [1, 2]
