@@ -73,7 +73,7 @@ def test_the_wheel_holds_two_packages_and_the_scenarios(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.partition("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {"harness", "quantize"}
-    for needed in ("chat.toml", "demo-model/model.safetensors", "demo-model/tokenizer.json"):
+    for needed in ("chat.toml", "catalogue/prices.toml", "demo-model/model.safetensors", "demo-model/tokenizer.json"):
         assert f"harness/_scenarios/{needed}" in names
     assert "harness/report/templates/capacity.md.j2" in names
     assert "harness/engines/permit/sitecustomize.py" in names
