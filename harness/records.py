@@ -322,6 +322,50 @@ class Knee:
     tested_lo: float | None = None
     """The smallest and the largest load with a usable figure; None: there is none."""
     tested_hi: float | None = None
+    boot_lo: float | None = None
+    """95 % interval of `cross` as the noise of the levels moves it, by a bootstrap: within cross_lo..cross_hi, for it
+    takes the interpolation for granted. boot_hi None: beyond the largest load. Both None: no intervals to draw from."""
+    boot_hi: float | None = None
+
+
+Shape = Literal["flat", "straight", "bends"]
+"""Of throughput over users: no growth, no end of growth in sight, or both."""
+
+Agreement = Literal["agree", "latency", "throughput", "mixed"]
+"""Saturation beside the SLO's crossing: there too, later, earlier, or the views differ among themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saturation:
+    """Where a precision's throughput stops growing with users, by three views (analysis/usl.py); beside its Knee.
+
+    usl_: Universal Scalability Law, from 6 levels on; its peak is None where throughput shows none within reach.
+    """
+
+    precision: str
+    levels: int = 0
+    shape: Shape | None = None
+    kneedle: float | None = None
+    """The tested load that Kneedle takes for the knee of throughput, from 6 levels on."""
+    usl_rate: float | None = None
+    """tok/s of a lone user, by the fit."""
+    usl_contention: float | None = None
+    usl_coherency: float | None = None
+    usl_misfit: float | None = None
+    """Root mean square of the fit's relative residuals."""
+    usl_saturation: float | None = None
+    usl_saturation_lo: float | None = None
+    usl_saturation_hi: float | None = None
+    usl_peak: float | None = None
+    usl_peak_lo: float | None = None
+    usl_peak_hi: float | None = None
+    bound: float | None = None
+    """Asymptotic bound N* = X_max · (R(1) + Z)."""
+    bound_lo: float | None = None
+    bound_hi: float | None = None
+    bound_from: float | None = None
+    """The smallest tested load, from which R + Z is read; where it is more than 1, the bound is an upper estimate."""
+    agreement: Agreement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +386,11 @@ class CapacityLine:
 
 @dataclass(frozen=True, slots=True)
 class CostLine:
-    """$/1M output tokens in one precision at a stated operating point."""
+    """$/1M tokens in one precision at a stated operating point.
+
+    `usd_per_1m_tokens` puts the whole hour on the output tokens. Beside it the same hour shared out: input and output
+    by the weight of an output token, blended alike on both.
+    """
 
     precision: str
     operating_point: str
@@ -353,6 +401,23 @@ class CostLine:
     usd_per_1m_tokens: float | None = None
     usd_per_1m_tokens_lo: float | None = None
     usd_per_1m_tokens_hi: float | None = None
+    usd_per_1m_input: float | None = None
+    usd_per_1m_input_lo: float | None = None
+    usd_per_1m_input_hi: float | None = None
+    usd_per_1m_output: float | None = None
+    usd_per_1m_output_lo: float | None = None
+    usd_per_1m_output_hi: float | None = None
+    usd_per_1m_blended: float | None = None
+    usd_per_1m_blended_lo: float | None = None
+    usd_per_1m_blended_hi: float | None = None
+    input_tok_s: float | None = None
+    """Input tokens per second: those of the requests that were completed."""
+    p95_ms: float | None = None
+    interpolated: bool = False
+    """The load was not tested; its figures lie between those of its tested neighbours."""
+    verdict: Verdict | None = None
+    note: str = ""
+    """Why a price is missing, or what it leaves out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@
 
 Pure functions of the rows that are there: a sweep that is resumed goes on as if it had not been stopped. A load in
 doubt (its interval holds the SLO) is an answer too: the gaps beside it are made narrow, and what then remains of the
-interval is the noise of the measurement, which more requests in each cell make smaller, and more loads do not.
+interval is the noise of the measurement, which more requests in each cell make smaller, and more loads do not. A row
+that is invalid is measured once more, for what spoiled it may have been another job on the machine.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.analysis.knee import placed
-from harness.analysis.levels import latest, levels
+from harness.analysis.knee import bracketed, standing
+from harness.analysis.levels import latest
 from harness.records import SweepPoint
 from harness.slo import Slo
 
@@ -32,6 +33,10 @@ WORDS: dict[Ended, str] = {
     "smallest": "not even one user is safely inside the SLO",
     "unusable": "no row has a usable figure",
 }
+
+
+TRIES = 2
+"""How often a load is measured whose row is invalid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +72,23 @@ class Bracket:
 
 
 def bracket(points: Sequence[SweepPoint], slo: Slo) -> Bracket | None:
-    """Of the rows of one precision; None where none has a usable figure. The same rule as knee.find_knee's."""
-    places = [(level.conc, place) for level in levels(points) if (place := placed(level, slo)) is not None]
-    if not places:
+    """Of the rows of one precision, by the rule of knee.find_knee; None where none has a usable figure."""
+    known = standing(points, slo)
+    if not known:
         return None
-    inside = next((at for at, (_, place) in enumerate(places) if not place.surely_inside), len(places))
-    outside = len(places)
-    while outside > 0 and places[outside - 1][1].surely_outside:
-        outside -= 1
-    low = places[inside - 1][0] if inside else 0
-    high = places[outside][0] if outside < len(places) else None
-    return Bracket(low, high, tuple(conc for conc, _ in places[inside:outside]))
+    tested = [level.conc for level, _ in known]
+    safe, outside = bracketed([place for _, place in known])
+    high = tested[outside] if outside < len(tested) else None
+    return Bracket(tested[safe - 1] if safe else 0, high, tuple(tested[safe:outside]))
 
 
 def next_load(points: Sequence[SweepPoint], search: Search) -> int | Ended:
     """The next concurrency for one precision, from its rows so far; or why there is none."""
-    tested = {point.conc for point in latest(points)}
+    rows = latest(points)
+    for row in rows:
+        if row.verdict == "invalid" and row.attempt < TRIES:
+            return row.conc
+    tested = {row.conc for row in rows}
     for load in sorted(search.first):
         known = bracket(points, search.slo)
         if load not in tested and not (known and known.high is not None and load > known.high):

@@ -239,14 +239,17 @@ class _Run:
         """The first cell of the plan without a row, or the one that the search wants; None: the session is over."""
         done = [*self.directory.done, *self.points]
         if self.budget is None:
-            finished = {Cell(point.precision, point.conc, point.repeat, point.rate_rps).key for point in done}
+            finished = set(map(_key, done))
             cell = next((cell for cell in session.cells if cell.key not in finished), None)
         else:
             own = [point for point in done if point.precision == session.variant.precision]
             conc, said = self.budget.next_load(own, len(done), self.plan.scenario)
             self.observer.note(f"{session.variant.precision}: {said}")
             cell = None if conc is None else Cell(session.variant.precision, conc, session.repeat)
-        return cell and replace(cell, attempt=self.begun.get(cell.key, 0) + 1)
+        if cell is None:
+            return None
+        tried = [point.attempt for point in done if _key(point) == cell.key]
+        return replace(cell, attempt=max([self.begun.get(cell.key, 0), *tried]) + 1)
 
     def cell(
         self, cell: Cell, shared: SweepPoint, variant: Variant, service: Service
@@ -289,6 +292,11 @@ class _Run:
         duration = time.perf_counter() - started
         point = replace(point, started_at=started_at.isoformat(timespec="seconds"), duration_s=duration)
         return point, failure, died
+
+
+def _key(point: SweepPoint) -> str:
+    """Of the cell that a row is of."""
+    return Cell(point.precision, point.conc, point.repeat, point.rate_rps).key
 
 
 def _check(engine: Engine, patience_s: float) -> None:

@@ -45,9 +45,10 @@ def found(curve: Callable[[int], SweepPoint], search: Search = LOOK) -> tuple[li
         step = next_load(rows, search)
         if isinstance(step, str):
             return rows, step
-        assert step not in {point.conc for point in rows} and 1 <= step <= search.most
+        before = [point for point in rows if point.conc == step]
+        assert 1 <= step <= search.most and len(before) < 2 and all(point.verdict == "invalid" for point in before)
         assert len(rows) < 60, "a search comes to an end"
-        rows.append(curve(step))
+        rows.append(replace(curve(step), attempt=len(before) + 1))
 
 
 def test_it_doubles_then_bisects_in_the_middle_of_the_logs() -> None:
@@ -97,9 +98,18 @@ def test_ends_without_a_bracket(
 
 
 def test_beyond_the_client_it_goes_back_halfway() -> None:
-    """64 is invalid, 32 usable: 45 lies between and is tried before the search gives up."""
+    """64 is invalid, twice, 32 usable: 45 lies between and is tried before the search gives up."""
     rows, _ = found(lambda conc: row(conc, 0.5) if conc < 40 else row(conc, 0.5, verdict="invalid"))
-    assert [point.conc for point in rows][:8] == [1, 2, 4, 8, 16, 32, 64, 45]
+    assert [point.conc for point in rows][:10] == [1, 2, 4, 8, 16, 32, 64, 64, 45, 45]
+
+
+def test_a_row_that_was_spoiled_once_is_measured_again_and_forgotten() -> None:
+    """8 users are invalid the first time: the search goes on as if that had never been."""
+    spoiled = iter([True])
+    rows, why = found(
+        lambda conc: row(conc, 9.0, verdict="invalid") if conc == 8 and next(spoiled, False) else row(conc, conc / 8)
+    )
+    assert [point.conc for point in rows] == [1, 2, 4, 8, 8, 16, 32, 23, 27] and why == "precise"
 
 
 def test_it_begins_where_it_is_told_to_and_goes_below_if_it_must() -> None:
@@ -225,8 +235,11 @@ def test_the_budget_of_cells_is_kept(truth: Callable[..., str], tmp_path: Path) 
         "--max-cells", "3", "--scenario", small(tmp_path), "--out", str(tmp_path / "run"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert [point.conc for point in read_table(tmp_path / "run" / "points.csv", SweepPoint)] == [1, 2, 4]
-    assert "its share of the cells is used up (3 of 3 cells" in " ".join(done.stdout.split())
+    rows = read_table(tmp_path / "run" / "points.csv", SweepPoint)
+    if all(point.verdict != "invalid" for point in rows):  # a busy machine may spoil a row, which is measured again
+        assert [point.conc for point in rows] == [1, 2, 4]
+        assert "its share of the cells is used up (3 of 3 cells" in " ".join(done.stdout.split())
+    assert 1 <= len(rows) <= 3
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ server's `usage`:
 
     tok_s = output tokens that arrived inside the window / its length        (never total / duration)
 
-Intervals are 95 %, by a moving-block bootstrap within this one run (requests in the order they began, so that slow
-drifts stay together in a block; Künsch 1989). They know nothing of run-to-run spread: repeats are for that.
+Intervals are 95 %, from within this one run. Those of percentiles: percentiles.py. Those of tok_s: a moving-block
+bootstrap (slices of the window in order, so that slow drifts stay together in a block; Künsch 1989). They know nothing
+of run-to-run spread: repeats are for that.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from harness.analysis import percentiles
 from harness.records import Cell, RequestRecord, SweepPoint
 from harness.slo import Slo
 
@@ -131,8 +133,8 @@ def block_bootstrap(
 
 
 def percentile_interval(values: Sequence[float] | Floats, q: float) -> tuple[float, float] | None:
-    """95 % interval of a percentile over requests in the order in which they began."""
-    return block_bootstrap(values, lambda samples: np.percentile(samples, q, axis=1))
+    """95 % interval of a percentile over requests in the order in which they began; see percentiles.py."""
+    return percentiles.interval(values, q)
 
 
 def spread(values: Sequence[float] | Floats, q: float) -> float | None:
