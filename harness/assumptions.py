@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from harness.errors import InputError
 from harness.load.schedule import Arrival, mean_rate, read_trace
+from harness.prices import load_prices
 
 DAY_S = 86_400
 PEAK_WINDOW_S = 60.0
@@ -77,6 +78,9 @@ class Assumptions:
     """Prices of an API to break even against."""
     api_name: str = ""
 
+    sources: tuple[str, ...] = ()
+    """Where prices come from that were looked up in the catalogue: what, its day, its source."""
+
     @property
     def owned(self) -> bool:
         return self.card_usd is not None
@@ -96,10 +100,12 @@ class Assumptions:
         return self.peak_rps * DAY_S / self.requests_per_day
 
 
-def load_assumptions(path: Path | None = None, **overrides: Any) -> Assumptions:
+def load_assumptions(path: Path | None = None, prices: Path | None = None, **overrides: Any) -> Assumptions:
     """The defaults, changed by a TOML file, changed by `overrides`; of these, those that are None change nothing.
 
-    Raises InputError that names the file and the key for what is unknown, out of range or at odds with another.
+    Four more keys are names of the catalogue (prices.py, with the entries of the file `prices`): rent and own of a
+    card, electricity of a region, api. Raises InputError that names the file and the key for what is unknown, out of
+    range or at odds with another.
     """
     table: dict[str, Any] = {}
     source = "assumptions"
@@ -114,6 +120,7 @@ def load_assumptions(path: Path | None = None, **overrides: Any) -> Assumptions:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{source}: no readable TOML: {error}", remedy="see docs/cost.md") from error
     table |= {key: value for key, value in overrides.items() if value is not None}
+    table = _looked_up(table, prices, source)
     known = [field.name for field in fields(Assumptions)]
     for key in table:
         if key not in known:
@@ -125,6 +132,40 @@ def load_assumptions(path: Path | None = None, **overrides: Any) -> Assumptions:
         key = ".".join(str(part) for part in first["loc"]) or "?"
         raise InputError(f"{source}: {key} = {first.get('input')!r}: {first['msg']}") from error
     return check_assumptions(assumptions, source)
+
+
+_CATALOGUE = ("rent", "own", "electricity", "api")
+
+
+def _looked_up(table: dict[str, Any], prices: Path | None, source: str) -> dict[str, Any]:
+    """The table with names of the catalogue replaced by their prices; a price that is given itself goes before."""
+    if "sources" in table:
+        raise InputError(f"{source}: sources is written, not given", remedy="name an entry of the catalogue")
+    names = {key: str(table[key]) for key in _CATALOGUE if key in table}
+    if not names and prices is None:
+        return table
+    catalogue = load_prices(prices)
+    found: dict[str, Any] = {}
+    sources = []
+    if "rent" in names:
+        offer = catalogue.rent_of(names["rent"])[0]
+        found["usd_per_hour"] = offer.usd_per_hour
+        sources.append(f"{offer.name} for {offer.words}, {offer.source}")
+    if "own" in names:
+        card = catalogue.buy_of(names["own"])
+        found["card_usd"] = card.usd
+        sources.append(f"{card.name} for {card.words}, {card.source}")
+    if "electricity" in names:
+        tariff = catalogue.electricity(names["electricity"])
+        found["usd_per_kwh"] = tariff.usd_per_kwh
+        sources.append(f"electricity for {tariff.words}, {tariff.source}")
+    if "api" in names:
+        api = catalogue.api(names["api"])
+        found |= {"api_usd_per_1m_input": api.usd_per_1m_input, "api_usd_per_1m_output": api.usd_per_1m_output}
+        found["api_name"] = f"{api.model} of {api.provider}"
+        sources.append(f"API for {api.words}, {api.source}")
+    given = {key: value for key, value in table.items() if key not in _CATALOGUE}
+    return found | given | {"sources": tuple(sources)}
 
 
 def with_trace(assumptions: Assumptions, trace: Path) -> Assumptions:
@@ -180,7 +221,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "api_usd_per_1m_output": (0.0, 1_000_000.0),
 }
 """The least and the most that each number may be, both allowed."""
-_RANGES = RANGES
 
 
 def check_assumptions(assumptions: Assumptions, source: str = "assumptions") -> Assumptions:

@@ -19,6 +19,7 @@ from harness.assumptions import (
 )
 from harness.errors import InputError
 from harness.load.schedule import Arrival
+from harness.prices import load_prices
 
 DOCS = Path(__file__).parent.parent / "docs" / "cost.md"
 
@@ -86,12 +87,13 @@ def test_each_range_is_kept_at_both_ends(key: str) -> None:
 
 
 def test_every_number_has_a_range() -> None:
-    assert {field.name for field in fields(Assumptions)} - {"api_name"} == set(RANGES)
+    assert {field.name for field in fields(Assumptions)} - {"api_name", "sources"} == set(RANGES)
 
 
 def test_the_docs_know_every_key() -> None:
     text = DOCS.read_text(encoding="utf-8")
-    assert [field.name for field in fields(Assumptions) if f"`{field.name}`" not in text] == []
+    keys = {field.name for field in fields(Assumptions)} - {"sources"} | {"rent", "own", "electricity", "api"}
+    assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
 
 
 def test_the_peak_of_a_day() -> None:
@@ -146,3 +148,35 @@ def test_the_busiest_window_is_found_by_counting(seconds: list[int], window_s: i
     offsets = sorted(seconds)
     counted = max(sum(start <= at < start + window_s for at in offsets) for start in range(401))
     assert busiest([Arrival(float(offset)) for offset in offsets], window_s) == counted
+
+
+def test_prices_are_looked_up_by_name_and_say_where_they_come_from(tmp_path: Path) -> None:
+    own = tmp_path / "prices.toml"
+    own.write_text(
+        '[[rent]]\ncard = "x1"\nname = "Card X"\nmemory_gib = 16\nprovider = "P"\nkind = "on-demand"\n'
+        'usd_per_hour = 0.31\nas_of = 2026-10-01\nsource = "https://example.org/x1"\n'
+        '[[api]]\nid = "m"\nprovider = "Q"\nmodel = "M"\nusd_per_1m_input = 0.05\nusd_per_1m_output = 0.08\n'
+        'as_of = 2026-10-02\nsource = "https://example.org/m"\n'
+    )
+    found = load_assumptions(toml(tmp_path, 'rent = "x1"\napi = "m"\n'), own)
+    assert (found.usd_per_hour, found.api_usd_per_1m_input, found.api_usd_per_1m_output) == (0.31, 0.05, 0.08)
+    assert found.api_name == "M of Q"
+    assert found.sources == (
+        "Card X for $0.31/h (P, on-demand, 2026-10-01), https://example.org/x1",
+        "API for $0.05 in and $0.08 out for 1M tokens (M, Q, 2026-10-02), https://example.org/m",
+    )
+    assert load_assumptions(None, own, rent="x1", usd_per_hour=0.2).usd_per_hour == 0.2, "what is given goes before"
+
+
+def test_owned_by_name() -> None:
+    found = load_assumptions(own="rtx-a4000", electricity=load_prices().tariffs[0].region)
+    assert found.card_usd == load_prices().buy_of("rtx-a4000").usd and found.usd_per_kwh > 0 and len(found.sources) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [('rent = "abacus"', "abacus"), ('sources = ["me"]', "sources"), ('rent = "t4"\nown = "t4"', "one of the two")],
+)
+def test_names_that_are_none(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        load_assumptions(toml(tmp_path, text))
