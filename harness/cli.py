@@ -1,4 +1,7 @@
-"""The command line: parse, call, print; nothing else. Heavy imports stand inside the command that needs them."""
+"""The command line: parse, call, print; nothing else. Heavy imports stand inside the command that needs them.
+
+Here are the commands that measure; those that decide from what was measured are in decide.py.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness import __version__
+from harness import __version__, decide
 from harness.errors import InputError, KneebenchError
 from harness.redact import without_keys
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from harness.search import Search
     from harness.slo import Slo
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 engine_app = typer.Typer(help="The environment that vLLM runs in.", no_args_is_help=True)
 app.add_typer(engine_app, name="engine")
+app.add_typer(decide.app)
 
 
 _INTERRUPTED = 130
@@ -111,6 +113,9 @@ def sweep(
     resume: Annotated[
         Path | None, typer.Option(help="Carry on with an interrupted run; everything else is read from it.")
     ] = None,
+    assume: Annotated[
+        Path | None, typer.Option(help="Prices and traffic for the reports, a .toml file (docs/cost.md).")
+    ] = None,
     endpoint: Annotated[
         str | None, typer.Option(help="Measure a server that runs already; key from KNEEBENCH_API_KEY.")
     ] = None,
@@ -133,15 +138,16 @@ def sweep(
     from harness.slo import parse_duration, parse_share
     from harness.sweep import parse_concurrencies, parse_rates
 
-    console = _console()
+    console = decide.console()
     if resume is not None:
         _check_alone(context, "resume")
         from harness import job
+        from harness.report.terminal import show_run
 
         with Progress(console) as progress:
             run_dir = job.resume(resume, progress, argv=sys.argv[1:])
-        _show_run(console, run_dir)
-        _report(console, run_dir, None)
+        show_run(console, run_dir)
+        decide.report_run(console, run_dir)
         return
 
     plan = load_scenario(
@@ -149,7 +155,7 @@ def sweep(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         requests=requests,
-        slo=_slo(slo, slo_p95) if until is None else _until(until, slo, slo_p95),
+        slo=decide.slo_of(slo, slo_p95) if until is None else _until(until, slo, slo_p95),
         usd_per_hour=usd_per_hour,
         utilisation=utilisation,
         seed=seed,
@@ -176,6 +182,7 @@ def sweep(
             )
 
     from harness import job
+    from harness.report.terminal import show_run
 
     wanted = _listed(precisions) if precisions else ("served",) if endpoint else ("bf16", "awq")
     request = job.SweepRequest(
@@ -195,21 +202,13 @@ def sweep(
         engine_args=tuple(engine_arg or ()),
         rates=rates,
         client_processes=client_processes,
+        assume=None if assume is None else _assumptions_text(assume),
         search=_search(until, precision, concurrencies, max_conc, max_cells, max_minutes, len(wanted)),
     )
     with Progress(console) as progress:
         run_dir = job.sweep(request, progress, argv=sys.argv[1:])
-    _show_run(console, run_dir)
-    _report(console, run_dir, None)
-
-
-@app.command()
-def report(
-    run: Annotated[Path, typer.Argument(help="A run directory, results/<run>.")],
-    out: Annotated[Path | None, typer.Option(help="Where it goes. [reports/<run> beside results/]")] = None,
-) -> None:
-    """Write the capacity report of a run, from its CSVs alone."""
-    _report(_console(), run, out)
+    show_run(console, run_dir)
+    decide.report_run(console, run_dir)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
@@ -267,7 +266,7 @@ def inspect(
     if as_json:
         print(inspection.to_json(found))
     else:
-        inspection.show(found, _console(), layers=layers)
+        inspection.show(found, decide.console(), layers=layers)
     raise typer.Exit(1 if found.faults else 0)
 
 
@@ -285,7 +284,7 @@ def doctor() -> None:
         if finding.state != "ok" and finding.remedy:
             told.append(f"\nfor {finding.needed_for}: {finding.remedy}", style="dim")
         table.add_row(_MARKS[finding.state], Text(finding.what, no_wrap=True), told)
-    _console().print(table)
+    decide.console().print(table)
 
 
 _MARKS = {"ok": "✓", "missing": "✗", "caution": "!"}
@@ -306,7 +305,7 @@ def selftest() -> None:
 
     from harness.load import selftest as test
 
-    console = _console()
+    console = decide.console()
     console.print("truth server on loopback, TTFT 50 ms, 20 ms a token; p99 errors in ms; two minutes at most")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("streams", "processes", "tok/s", "TTFT p50", "TTFT p99", "chunk p99", "us/token", "server late"):
@@ -343,7 +342,7 @@ def engine_install(
     from harness.engines import environment
 
     wanted = _one_of(kind, "KIND", ("cpu", "cuda"))
-    console = _console()
+    console = decide.console()
     env = environment.install(
         "cuda" if wanted == "cuda" else "cpu",
         extra_index_url,
@@ -352,14 +351,12 @@ def engine_install(
     print(f"vLLM {env.vllm_version} in {env.python}")
 
 
-def _slo(slo: str | None, slo_p95: str | None) -> Slo | None:
-    from harness.slo import Slo, parse_duration, parse_slo
+def _assumptions_text(path: Path) -> str:
+    """The file's text, once it is known to be good."""
+    from harness.assumptions import load_assumptions
 
-    if slo is not None and slo_p95 is not None:
-        raise InputError("--slo together with --slo-p95", allowed="one of them", remedy="--slo p95=3s,ttft=500ms")
-    if slo_p95 is not None:
-        return Slo(parse_duration(slo_p95, "--slo-p95"))
-    return None if slo is None else parse_slo(slo)
+    load_assumptions(path)
+    return path.read_text(encoding="utf-8")
 
 
 def _until(until: str, slo: str | None, slo_p95: str | None) -> Slo:
@@ -441,73 +438,3 @@ def _listed(text: str) -> tuple[str, ...]:
             f"--precisions {text!r} names none", allowed="bf16, rtn, awq, gptq, awq+gptq, smoothquant, NAME=PATH"
         )
     return items
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(soft_wrap=False)
-
-
-def _report(console: Console, run: Path, out: Path | None) -> None:
-    from harness.report.markdown import write_report
-    from harness.rundir import report_dir_of
-
-    out = out or report_dir_of(run)
-    write_report(run, out)
-    console.print(f"\nreport  {_near(out / 'capacity.md')}", markup=False, highlight=False)
-    console.print(f"rows    {_near(run / 'points.csv')}", markup=False, highlight=False)
-
-
-def _near(path: Path) -> Path:
-    """As seen from here, when it lies below."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
-
-
-def _show_run(console: Console, run_dir: Path) -> None:
-    """The closing table, the knees in words, and how many times the baseline's tokens each precision delivers."""
-    from rich.table import Table
-
-    from harness.analysis.compare import compare
-    from harness.analysis.headline import alone, at_one_load, headlines, label
-    from harness.analysis.knee import find_knees
-    from harness.analysis.levels import axis, load, shown
-    from harness.report.run import load_run
-    from harness.report.tables import throughput_lines
-
-    run = load_run(run_dir)
-    knees = find_knees(run.points, run.slo)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    unit = axis(run.points).unit
-    columns = ("precision", unit, "tok/s", "p95 ms", "TTFT p50", "TPOT p50", "GiB", "$/1M", "verdict")
-    for column in columns:
-        words = column in ("precision", "verdict")
-        table.add_column(column, justify="left" if words else "right", overflow="fold" if words else "ellipsis")
-    for point in run.points:
-        table.add_row(
-            point.precision,
-            shown(load(point)),
-            *(_figure(value, form) for value, form in (
-                (point.tok_s, ",.0f"), (point.p95_ms, ",.0f"), (point.ttft_p50_ms, ",.0f"),
-                (point.tpot_p50_ms, ",.1f"), (point.vram_gib, ".2f"), (point.usd_per_1m_tokens, ".2f"),
-            )),
-            f"{point.verdict} {', '.join(point.verdict_reasons)}".strip(),
-        )  # fmt: skip
-    console.print()
-    console.print(table)
-    console.print()
-    for knee in knees:
-        console.print(f"{label(knee.precision)} {alone(knee, run.points)}", markup=False, highlight=False)
-    for line in throughput_lines(compare(run.points, run.requests)):
-        console.print(line, markup=False, highlight=False)
-    if len(knees) > 1:
-        said = headlines(run.points, knees, run.machine)
-    else:  # one precision has been told above; one trace has no knee
-        said = [] if knees else at_one_load(run.points, run.slo, run.machine)
-    for sentence in said:
-        console.print(f"\n{sentence}", markup=False, highlight=False, style="bold")
-
-
-def _figure(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)

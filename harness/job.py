@@ -69,6 +69,8 @@ class SweepRequest:
     client_processes: int | None = None
     search: Search | None = None
     """Find how many users the service level carries; `concurrencies` are where it begins."""
+    assume: str | None = None
+    """Text of a file of assumptions, which the run then carries for its reports."""
 
 
 def sweep(request: SweepRequest, observer: Observer, argv: Sequence[str] = ()) -> Path:
@@ -186,7 +188,7 @@ def _sweep_vllm(request: SweepRequest, observer: Observer, argv: Sequence[str], 
             checkpoint, digest = _checkpoint(name, given, model, request, observer)
             _check_fits(checkpoint, request)
             served[name] = checkpoint
-            variants.append(Variant(name, digest, _is_quantized(checkpoint)))
+            variants.append(Variant(name, digest, _is_quantized(checkpoint), _weight_bytes(checkpoint)))
         _check_unchanged(directory, request, variants, env.vllm_version)
         _describe(directory, request, model.name, f"vllm {env.vllm_version} ({env.kind})", variants)
         directory.describe_environment(describe_machine("vllm", env.vllm_version, argv))
@@ -345,6 +347,8 @@ def _describe(
         **_described(request.search),
         "checkpoint_sha256": {item.precision: item.checkpoint_sha256 for item in variants if item.checkpoint_sha256}
         or None,
+        "checkpoint_bytes": {item.precision: item.checkpoint_bytes for item in variants if item.checkpoint_bytes}
+        or None,
         **_digests(request.scenario),
     }
     scenario = asdict(request.scenario)
@@ -352,6 +356,8 @@ def _describe(
         if scenario[name]:  # which file it was, and not where it lies
             scenario[name] = Path(scenario[name]).name
     directory.describe({"run": run, "scenario": scenario})
+    if request.assume is not None:
+        directory.assume(request.assume)
 
 
 def _described(search: Search | None) -> dict[str, object]:
@@ -397,6 +403,13 @@ def _checkpoint(
 def _is_quantized(model: models.Model) -> bool:
     config = model.config_path
     return bool(config and quantization(read_config(config)))
+
+
+def _weight_bytes(model: models.Model) -> int | None:
+    """Size of the weight files; None where there are none here."""
+    if not model.is_local or model.random_weights:
+        return None
+    return sum(path.stat().st_size for path in Path(model.path).glob("*.safetensors")) or None
 
 
 def _check_fits(model: models.Model, request: SweepRequest) -> None:

@@ -13,6 +13,7 @@ The formulas behind TTFT, TPOT and the rest stand once, in harness/analysis/metr
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
 import os
@@ -368,6 +369,39 @@ class Saturation:
     agreement: Agreement | None = None
 
 
+Advantage = Literal["always", "gains", "fades", "reverses", "never", "undecided"]
+"""Over the loads. always: surely ahead at the first and the last, and nowhere behind; gains: ahead at the last, but not
+from the first on; fades: ahead up to a load, then in doubt; reverses: then behind; never: nowhere ahead, and somewhere
+behind."""
+
+Traffic = Literal["decode-heavy", "prefill-heavy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Crossover:
+    """Up to which load a precision is ahead of the baseline in one metric (analysis/crossover.py)."""
+
+    precision: str
+    baseline: str
+    metric: str
+    """tok_s, tpot_p50_ms, ttft_p50_ms"""
+    outcome: Advantage
+    ahead: tuple[float, ...] = ()
+    """Loads at which it is surely ahead; `doubt`: at which that is not decided; `behind`: at which it surely is not."""
+    doubt: tuple[float, ...] = ()
+    behind: tuple[float, ...] = ()
+    fades_at: float | None = None
+    """The first tested load after the last sure advantage."""
+    reverses_at: float | None = None
+    """The first tested load after it at which the precision is surely behind."""
+    cross: float | None = None
+    """Where the ratio is 1, interpolated; None: its figure does not change sides there."""
+    best: float | None = None
+    """The ratio of the load at which it is furthest ahead, or least behind."""
+    best_at: float | None = None
+    traffic: Traffic | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class CapacityLine:
     """What one card carries in one precision at its operating point (the largest tested concurrency inside the SLO)."""
@@ -449,6 +483,7 @@ def header(record: type[Any]) -> tuple[str, ...]:
     return tuple(field.name for field in fields(record))
 
 
+@functools.cache
 def _readers(record: type[Any]) -> tuple[tuple[str, type[Any], bool], ...]:
     """(field, plain type, may be missing) for each column; the plain type of a tuple is the tuple's item type."""
     hints = typing.get_type_hints(record)
@@ -488,7 +523,10 @@ def _read_cell(text: str, hint: Any, optional: bool) -> Any:
         return tuple(_read_cell(part, item, False) for part in text.split(";")) if text else ()
     if hint is bool:
         return {"true": True, "false": False}[text]
-    return hint(text)
+    value = hint(text)
+    if hint is float and not math.isfinite(value):
+        raise ValueError(text)  # we write none: missing is an empty cell
+    return value
 
 
 def to_row(record: Any) -> list[str]:
@@ -576,7 +614,7 @@ def long_cells() -> Iterator[None]:
 
 
 def _read_rows(path: Path, record_type: type[Record]) -> Iterator[Record]:
-    readers = {name: (hint, optional) for name, hint, optional in _readers(record_type)}
+    readers = {name: (hint, optional) for name, hint, optional in _readers(record_type)}  # type: ignore[arg-type]
     try:
         file = path.open(encoding="utf-8", newline="")
     except OSError as error:

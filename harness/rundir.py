@@ -6,6 +6,7 @@ requests.csv       one line a request, written as they end
 points.csv         one line a cell, fsynced as it ends: a cell is done when its row is here
 gpu.csv            ten lines a second and card while a cell runs; only where there is a card
 engine-<precision>-r<repeat>.log, .json   (engine-awq-r1-2.log: of its second start)
+assumptions.toml   prices and traffic for its reports; only with --assume
 .unfinished.json   what --resume needs, with this machine's paths; gone when the last cell is done
 
 Whatever ends a sweep (kill -9 included), each file is whole, or is not there, or is a table whose torn last line is
@@ -49,6 +50,7 @@ from harness.records import (
 from harness.redact import redact, redacted
 
 UNFINISHED = ".unfinished.json"
+ASSUMPTIONS = "assumptions.toml"
 
 
 class RunDirectory:
@@ -145,6 +147,11 @@ class RunDirectory:
         """Write run.toml, once: a run that is resumed goes on as it was begun."""
         if not (self.path / "run.toml").exists():
             _write(self.path / "run.toml", to_toml(redacted(tables)))
+
+    def assume(self, text: str) -> None:
+        """Keep a file of assumptions with the run, for its reports."""
+        if not (self.path / ASSUMPTIONS).exists():
+            _write(self.path / ASSUMPTIONS, text)
 
     def described(self) -> dict[str, Any]:
         """The table [run] of run.toml; empty before it is written."""

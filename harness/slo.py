@@ -39,7 +39,7 @@ class Slo:
         limits = zip(names, (self.p95_s, self.ttft_s, self.tpot_s), strict=True)
         said = [f"{name} ≤ {_time(limit)}" for name, limit in limits if limit is not None]
         joined = " and ".join((", ".join(said[:-1]), said[-1])) if len(said) > 1 else "".join(said)
-        return joined if self.goodput is None else f"{self.goodput:.4g} of requests with {joined}"
+        return joined if self.goodput is None else f"{100 * self.goodput:.4g} % of requests with {joined}"
 
     @property
     def text(self) -> str:
@@ -69,7 +69,7 @@ def parse_slo(text: str, option: str = "--slo") -> Slo:
 
 def parse_duration(text: str, option: str) -> float:
     """'3s', '800ms' or '3' in seconds. Raises InputError naming the option."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|)", text.strip())
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|)", text.strip())
     if not found or float(found[1]) <= 0:
         raise InputError(f"{option} {text!r} is no duration", allowed="a number with s or ms, as 3s or 800ms")
     return float(found[1]) / (1000 if found[2] == "ms" else 1)
@@ -77,7 +77,7 @@ def parse_duration(text: str, option: str) -> float:
 
 def parse_share(text: str, option: str) -> float:
     """'5%' or '0.05' as 0.05. Raises InputError naming the option."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|)", text.strip())
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(%|)", text.strip())
     if not found:
         raise InputError(f"{option} {text!r} is no share", allowed="a share with or without %, as 5% or 0.05")
     return float(found[1]) / (100 if found[2] else 1)

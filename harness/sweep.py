@@ -47,6 +47,8 @@ class Variant:
     precision: str
     checkpoint_sha256: str | None = None
     quantized: bool = False
+    checkpoint_bytes: int | None = None
+    """Size of its weight files."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,22 +211,24 @@ def small(tmp_path: Path) -> str:
 
 def test_a_whole_search(truth: Callable[..., str], tmp_path: Path) -> None:
     """Four at a time, 20 + 5 · 4 = 40 ms each: N users wait N/4 turns, so 200 ms are met up to 20 of them."""
-    out = tmp_path / "run"
+    out, assumed = tmp_path / "run", tmp_path / "ours.toml"
+    assumed.write_text("users = 123\n")
     url = truth("--ttft-ms", "20", "--gap-ms", "4", "--max-running", "4")
     done = bench(
         "--endpoint", url, "--model", "truth", "--until", "p95=200ms", "--precision", "20%", "--max-cells", "14",
-        "--scenario", small(tmp_path), "--out", str(out),
+        "--scenario", small(tmp_path), "--out", str(out), "--assume", str(assumed),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = read_table(out / "points.csv", SweepPoint)
     assert len(rows) <= 14
-    assert [point.conc for point in rows][:3] == [1, 2, 4]
+    assert list(dict.fromkeys(point.conc for point in rows))[:3] == [1, 2, 4]
     known = bracket(rows, Slo(p95_s=0.2))
     assert known is not None and 4 <= known.low <= 20, "the server cannot be faster than it is"
     assert "next" in done.stdout and "of 14 cells" in done.stdout
     told = tomllib.loads((out / "run.toml").read_text())
     assert told["run"]["until"] == "p95=0.2s" and told["scenario"]["slo_p95_s"] == 0.2
-    assert "p95 ≤ 0.2 s" in (out / "report" / "capacity.md").read_text()
+    page = (out / "report" / "capacity.md").read_text()
+    assert "p95 ≤ 0.2 s" in page and "123 users at the peak" in page
 
 
 def test_the_budget_of_cells_is_kept(truth: Callable[..., str], tmp_path: Path) -> None:

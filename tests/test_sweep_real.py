@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.engines.environment import EngineEnv
-from harness.records import RequestRecord, SweepPoint, read_table
+from harness.records import Knee, RequestRecord, SweepPoint, read_table
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -53,3 +53,29 @@ def test_bf16_and_awq_are_served_streamed_from_and_compared(tmp_path: Path, engi
     report = (tmp_path / "reports" / "real" / "capacity.md").read_text(encoding="utf-8")
     assert "CPUWNA16LinearKernel" in report or bf16.memory_kind != "host"
     assert str(Path.home()) not in (out / "engine-awq-r1.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.timeout(900)
+def test_a_search_ends_within_its_budget_and_writes_every_paper(tmp_path: Path, engine_env: EngineEnv) -> None:
+    """`--until` on both precisions: at most five cells each, its promise kept by its own rows, all papers there."""
+    out = tmp_path / "results" / "search"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "harness", "sweep", "--until", "p95=150ms,ttft=1s", "--max-cells", "10",
+            "--max-minutes", "12", "--precision", "25%", "--requests", "30", "--input-tokens", "32",
+            "--output-tokens", "8", "--out", str(out), "--engine-python", str(engine_env.python),
+            "--kv-cache-gib", "0.5",
+        ],
+        capture_output=True, text=True, timeout=850, env={**os.environ, "COLUMNS": "120"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    points = read_table(out / "points.csv", SweepPoint)
+    assert len(points) <= 10 and {point.precision for point in points} == {"bf16", "awq"}
+    reports = tmp_path / "reports" / "search"
+    for knee in read_table(reports / "knees.csv", Knee):
+        assert knee.slo == "p95 ≤ 0.15 s and TTFT p95 ≤ 1 s" and knee.tested_lo is not None
+        safe = [p for p in points if p.precision == knee.precision and p.conc == knee.safe_conc]
+        assert all((p.p95_ms_hi or 0) <= 150 and (p.ttft_p95_ms_hi or 0) <= 1000 for p in safe if p.verdict == "valid")
+    for name in ("capacity.md", "capacity.html", "cost.xlsx", "risk_brief.md", "business_case.md"):
+        assert (reports / name).stat().st_size > 1000
+    assert str(Path.home()) not in (reports / "capacity.html").read_text(encoding="utf-8")

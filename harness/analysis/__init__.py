@@ -1,14 +1,28 @@
 """Analysis: pure functions over the tables of a run. No clock, no server, no file, no figure.
 
-    metrics.py    from request records to figures, each formula once
-    validity.py   the verdict on a point, with reasons
-    counters.py   the engine's token count against ours
-    power.py      power, energy, clocks and heat from gpu.csv
-    compare.py    one precision against the other, paired, with an interval
-    levels.py     repeats of a cell merged into one row; the order of precisions
-    knee.py       where p95 leaves the service level, with an interval and a cause
-    capacity.py   users, tokens and memory at the operating point; the headline
-    cost.py       $/1M output tokens
+    metrics.py      from request records to figures, each formula once; percentiles.py: their intervals
+    validity.py     the verdict on a point, with reasons
+    counters.py     the engine's token count against ours
+    power.py        power, energy, clocks and heat from gpu.csv
+    levels.py       repeats of a cell merged into one row; the order of precisions
+    compare.py      one precision against the other, paired, with an interval
+    regression.py   a run against an earlier one
+
+    knee.py         where the service level is left, with an interval and a cause
+    usl.py          where throughput stops growing: Universal Scalability Law, Kneedle, asymptotic bound
+    crossover.py    up to which load one precision is ahead of the other
+    headline.py     the one sentence that people came for
+
+    capacity.py     what a card carries, and how many cards that makes
+    cost.py         $/1M tokens at an operating point
+    saving.py       what one precision saves against the other at the same service level
+    spend.py        what the cards cost a month, and when an API is cheaper
+
+    sides.py        two precisions side by side, and the rows that a statement cites
+    trials.py       the tests that a claim is put to
+    claims.py       what people say of AWQ, GPTQ and INT4, judged by a run
+    bullets.py      what speaks for a precision and against it, if the numbers do; case.py: what they look at
+    decision.py     what to sign off, in a sentence
 
 Whoever reads the CSVs of a run gets the same answers as the machine that measured it.
 """

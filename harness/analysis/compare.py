@@ -63,13 +63,19 @@ class Estimate:
     hi: float | None = None
 
 
-def compare(points: Sequence[SweepPoint], requests: Sequence[RequestRecord]) -> list[Ratio]:
+def compare(
+    points: Sequence[SweepPoint], requests: Sequence[RequestRecord], baseline: str | None = None
+) -> list[Ratio]:
     """A line for each precision but the baseline, load and metric that both have; by precision, then load.
 
     Invalid rows and their partners are left out. Without `requests`, loads with one session of each have no line.
+    `baseline`: a precision of the run (ValueError else); None: BF16 where there is one, else the first.
     """
     order = precision_order(points)
-    answered = _answered(requests)
+    if baseline is not None:
+        order.remove(baseline)
+        order.insert(0, baseline)
+    answered = answered_in(requests)
     lines = []
     for precision in order[1:]:
         for pairs in session_pairs(points, order[0], precision):
@@ -94,20 +100,25 @@ def session_pairs(points: Sequence[SweepPoint], baseline: str, precision: str) -
 
 
 def throughput_ratio(pairs: Sequence[Pair]) -> Estimate:
-    """tok_s of a precision over the baseline's: over the sessions, or of the only pair's rows, measured apart.
+    """tok_s of a precision over the baseline's: over the sessions, or of the only pair's rows, measured apart."""
+    return rows_ratio("tok_s", pairs)
+
+
+def rows_ratio(metric: str, pairs: Sequence[Pair]) -> Estimate:
+    """A column with an interval of its own, over the baseline's: over the sessions, or of the only pair's two rows.
 
     The latter is MOVER on logs (Zou & Donner, Stat. Med. 27, 2008), what two independent intervals support:
-    ln lo = ln r − √((ln x − ln x_lo)² + (ln b_hi − ln b)²), and the mirror image for hi.
+    ln lo = ln r − √((ln x − ln x_lo)² + (ln b_hi − ln b)²), and the mirror image for hi. Of a latency it is too wide
+    where both were asked the same, which it does not use.
     """
-    pairs = _having("tok_s", pairs)
+    pairs = _having(metric, pairs)
     if len(pairs) != 1:
-        return _over_sessions("tok_s", pairs)
-    ((base, other),) = pairs
-    value = (other.tok_s or 0.0) / (base.tok_s or 1.0)
-    ends = (base.tok_s_lo, base.tok_s_hi, other.tok_s_lo, other.tok_s_hi)
-    if not all(ends):
+        return _over_sessions(metric, pairs)
+    base, other = ([getattr(row, f"{metric}{end}") for end in ("", "_lo", "_hi")] for row in pairs[0])
+    value = float(other[0] / base[0])
+    if not all((*base, *other)):
         return Estimate(value)
-    b, x, b_lo, b_hi, x_lo, x_hi = (math.log(end) for end in (base.tok_s, other.tok_s, *ends) if end)
+    (b, b_lo, b_hi), (x, x_lo, x_hi) = map(math.log, base), map(math.log, other)
     return Estimate(
         value, value * math.exp(-math.hypot(x - x_lo, b_hi - b)), value * math.exp(math.hypot(x_hi - x, b - b_lo))
     )
@@ -136,7 +147,7 @@ def _line(metric: str, pairs: Sequence[Pair], answered: Answered) -> Ratio | Non
     if len(pairs) > 1:
         found, count = _over_sessions(metric, pairs), len(pairs)
     else:
-        found, count = _over_requests(metric, pairs[0], answered)
+        found, count = over_requests(metric, pairs[0], answered, answered)
     if not count:
         return None
     base, other = pairs[0]
@@ -174,10 +185,10 @@ def _over_sessions(metric: str, pairs: Sequence[Pair]) -> Estimate:
     return Estimate(math.exp(mean), math.exp(low), math.exp(high))
 
 
-def _over_requests(metric: str, pair: Pair, answered: Answered) -> tuple[Estimate, int]:
-    """One session of each, and how many requests both answered."""
+def over_requests(metric: str, pair: Pair, base_answered: Answered, answered: Answered) -> tuple[Estimate, int]:
+    """One session of each, and how many requests both answered; without an interval below MIN_PAIRS of them."""
     base, other = pair
-    ours, theirs = (answered.get(_cell(point), {}) for point in (other, base))
+    theirs, ours = base_answered.get(_cell(base), {}), answered.get(_cell(other), {})
     common = [(request, ours[key]) for key, request in theirs.items() if key in ours and _same(request, ours[key])]
     apart = Estimate(getattr(other, metric) / getattr(base, metric))
     if metric not in LATENCIES:
@@ -199,7 +210,8 @@ def _cell(point: SweepPoint) -> tuple[str, int]:
     return Cell(point.precision, point.conc, point.repeat, point.rate_rps).key, point.attempt
 
 
-def _answered(requests: Sequence[RequestRecord]) -> Answered:
+def answered_in(requests: Sequence[RequestRecord]) -> Answered:
+    """The requests of a run that a pair can be made of, by cell."""
     cells: dict[tuple[str, int], dict[tuple[int, int], RequestRecord]] = {}
     for record in metrics.completed(requests):
         cells.setdefault((record.cell, record.attempt), {})[record.user, record.sequence] = record

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,7 @@ def interval(values: Sequence[float] | Floats, q: float) -> tuple[float, float] 
     return middle * math.exp(-math.sqrt(down**2 + shift)), middle * math.exp(math.sqrt(up**2 + shift))
 
 
+@cache
 def ranks(n: int, q: float) -> tuple[int, int]:
     """(i, j): between the i-th and the j-th of n values, counted from 1, lies the q-th percentile; j may be n + 1."""
     return int(binom.ppf(0.025, n, q / 100)), int(binom.ppf(0.975, n, q / 100)) + 1

@@ -1,11 +1,21 @@
 """Reports: a run directory in, files for people out. Only formatting; every number comes from harness.analysis.
 
-    run.py        reads a run directory
-    plots.py      figures; the only module that imports matplotlib
-    placing.py    where their labels and ticks go
-    setup.py      with what a run was measured, in words
-    tables.py     records as Markdown tables
-    markdown.py   capacity.md, through templates/capacity.md.j2
+    run.py          reads a run directory
+    papers.py       writes all papers of a run, or of many
+    markdown.py     capacity.md, through templates/capacity.md.j2
+    html.py         capacity.html, dressed from that text; whatif.py is the data of its what-if panel
+    workbook/       cost.xlsx: live formulas over the rows
+    brief.py        risk_brief.md and business_case.md; guidance.py has the tables of the first
+    versus.py       two runs, before and after; differences.py says what else differs between them
+    history.py      the runs of a directory as rows
+    terminal.py     what the commands print
+
+    tables.py       records as Markdown tables
+    knees.py        knees, their three views and crossovers in words
+    planning.py     cards, money and memory in words
+    setup.py        with what a run was measured, in words
+    plots.py        figures; the only module that imports matplotlib
+    placing.py      where their labels and ticks go
 
 A report depends on the run's files alone: the same files give the same bytes.
 """

@@ -9,18 +9,24 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from harness.analysis.capacity import MemoryLine, capacity_lines, memory_split
+from harness.analysis.capacity import MemoryLine, capacity_lines, memory_split, plan_cards
 from harness.analysis.compare import MIN_PAIRS, compare
-from harness.analysis.cost import cost_lines
+from harness.analysis.cost import cost_lines, stated_lines
+from harness.analysis.crossover import find_crossovers
 from harness.analysis.headline import alone, at_one_load, headlines
-from harness.analysis.knee import find_knees
 from harness.analysis.levels import RATE, USERS, axis, latest, load, precision_order, shown
-from harness.records import CostLine, Knee, Ratio, SweepPoint, write_table
+from harness.analysis.spend import spends
+from harness.analysis.usl import find_saturations
+from harness.assumptions import Assumptions
+from harness.records import CostLine, Knee, Ratio, SweepPoint
+from harness.report.knees import crossover_words, rule_of_thumb, views_table, views_words
+from harness.report.planning import has_demand, plan_table, planning_sentences, spend_table, stated_table
 from harness.report.plots import write_figures
-from harness.report.run import Run, load_run
+from harness.report.run import Run
 from harness.report.setup import cautions, per_hour, setup_table, utilisation
 from harness.report.tables import (
     capacity_table,
@@ -33,37 +39,35 @@ from harness.report.tables import (
     reasons,
 )
 
-CAUSES = {
-    "kv_cache": "the KV cache is full (or sequences are preempted) at the first level outside",
-    "max_num_seqs": "the server's limit on running sequences (max_num_seqs): the rest wait in its queue",
-    "client": "the load generator, not the server",
-    "compute": "compute: nothing waits, nothing is preempted, the KV cache has room",
-    "unknown": "unknown, the engine gave no counters",
-}
 
-
-def write_report(run_dir: Path, out_dir: Path) -> list[Path]:
-    """Write capacity.md, comparison.csv (where precisions can be paired) and figures/ into `out_dir`.
-
-    Returns what was written, the page first.
-
-    Raises InputError when `run_dir` is no run.
-    """
-    run = load_run(run_dir)
-    knees = find_knees(run.points, run.slo)
-    costs = cost_lines(run.points, knees)
-    ratios = compare(run.points, run.requests)
+def write_page(
+    run: Run,
+    knees: Sequence[Knee],
+    ratios: Sequence[Ratio],
+    assumptions: Assumptions,
+    out_dir: Path,
+    beside: Sequence[Run] = (),
+) -> list[Path]:
+    """Write capacity.md and figures/ into `out_dir`; returns what was written, the page first."""
+    costs = cost_lines(run.points, knees, assumptions)
     card_gib = run.environment.get("gpu_memory_gib") if run.device == "gpu" else None
-    figures = write_figures(run.points, knees, costs, out_dir / "figures", slo=run.slo, card_gib=card_gib)
-    page, comparison = out_dir / "capacity.md", out_dir / "comparison.csv"
-    page.write_text(_page(run, knees, costs, ratios, {path.stem for path in figures}), encoding="utf-8")
-    if ratios:
-        write_table(comparison, ratios, Ratio)
-    return [page, *([comparison] if ratios else []), *figures]
+    figures = write_figures(
+        run.points, knees, costs, out_dir / "figures", slo=run.slo, card_gib=card_gib, assumptions=assumptions
+    )
+    page = out_dir / "capacity.md"
+    stems = {path.stem for path in figures}
+    page.write_text(_page(run, knees, costs, ratios, assumptions, beside, stems), encoding="utf-8")
+    return [page, *figures]
 
 
 def _page(
-    run: Run, knees: Sequence[Knee], costs: Sequence[CostLine], ratios: Sequence[Ratio], figures: set[str]
+    run: Run,
+    knees: Sequence[Knee],
+    costs: Sequence[CostLine],
+    ratios: Sequence[Ratio],
+    assumptions: Assumptions,
+    beside: Sequence[Run],
+    figures: set[str],
 ) -> str:
     templates = Environment(
         loader=PackageLoader("harness.report"),
@@ -73,6 +77,7 @@ def _page(
         autoescape=False,  # Markdown, not HTML; text from outside goes through escape()
     )
     said = headlines(run.points, knees, run.machine) if knees else at_one_load(run.points, run.slo, run.machine)
+    saturations = find_saturations(run.points, knees)
     memory_titles = {"gpu": "VRAM", "host": "Host memory (the engine ran on the CPU)"}
     page = templates.get_template("capacity.md.j2").render(
         title=escape(f"{run.model}, {run.scenario_name} scenario"),
@@ -82,7 +87,11 @@ def _page(
         figures=figures,
         alt=_alt(run),
         unit=axis(run.points),
+        rule=rule_of_thumb(run.points, knees, run.machine),
         knees=[_knee_words(run, knee) for knee in knees],
+        views=views_table(run.points, knees, saturations) if knees else "",
+        views_notes=views_words(run.points, knees, saturations) if knees else [],
+        crossovers=_crossovers(run, ratios, beside),
         capacity=capacity_table(run.points, capacity_lines(run.points, knees), knees) if knees else "",
         comparison_title=_comparison_title(ratios),
         comparison=comparison_table(run.points, ratios) if ratios else "",
@@ -93,7 +102,8 @@ def _page(
         memory_title=memory_titles.get(run.device or "", "Memory"),
         memory=_memory_words(memory_split(run.points)),
         cost=cost_table(run.points, costs),
-        price_note=_price_note(run, knees),
+        price_note=_price_note(run, knees, assumptions),
+        **_planning(run, knees, assumptions),
         run=run.name,
     )
     return re.sub(r"\n{3,}", "\n\n", page).rstrip() + "\n"
@@ -102,10 +112,6 @@ def _page(
 def _knee_words(run: Run, knee: Knee) -> str:
     own = [point for point in run.points if point.precision == knee.precision]
     words = f"**{named(knee.precision)}** {escape(alone(knee, run.points))}."
-    if knee.cross is not None:
-        words += f" Cause: {CAUSES.get(knee.cause, escape(knee.cause))}."
-    elif knee.beyond_range and knee.cause == "client":
-        words += " Beyond it the load generator gave out, not the server."
     left_out = [
         f"{shown(load(point))} ({reasons(point) or 'no reason given'})"
         for point in latest(own)
@@ -114,6 +120,16 @@ def _knee_words(run: Run, knee: Knee) -> str:
     if left_out:
         words += f" Left out as invalid: {', '.join(left_out)}."
     return words
+
+
+def _crossovers(run: Run, ratios: Sequence[Ratio], beside: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """Where the advantage fades: of this run and of those beside it, each under its scenario's name."""
+    found = [(run, ratios), *((other, compare(other.points, other.requests)) for other in beside)]
+    return [
+        (escape(f"{one.scenario_name}, {one.name}"), crossover_words(one.points, find_crossovers(one.points, own)))
+        for one, own in found
+        if own
+    ]
 
 
 def _comparison_title(ratios: Sequence[Ratio]) -> str:
@@ -192,12 +208,29 @@ def _memory_words(lines: Sequence[MemoryLine]) -> list[str]:
     return words
 
 
-def _price_note(run: Run, knees: Sequence[Knee]) -> str:
+def _planning(run: Run, knees: Sequence[Knee], assumptions: Assumptions) -> dict[str, Any]:
+    """Cards and spend, as far as anybody said what is expected; prices at the stated points in any case."""
+    if not knees:
+        return {"stated": "", "plan": "", "spend": "", "planning": [], "sources": []}
+    asked = has_demand(assumptions)
+    return {
+        "stated": stated_table(stated_lines(run.points, knees, assumptions)),
+        "plan": plan_table(plan_cards(run.points, knees, assumptions), assumptions) if asked else "",
+        "spend": spend_table(spends(run.points, knees, assumptions)) if asked else "",
+        "planning": [escape(sentence) for sentence in planning_sentences(run.points, knees, assumptions)],
+        "sources": [escape(source) for source in assumptions.sources],
+    }
+
+
+def _price_note(run: Run, knees: Sequence[Knee], assumptions: Assumptions) -> str:
     rest = (
         " The first row of each precision is its price; the others show what it would be elsewhere on the curve, "
         "inside the SLO or not."
     )
-    return f"At {per_hour(run)} and {utilisation(run)} utilisation.{rest if knees else ''}"
+    hour = per_hour(run) if assumptions.usd_per_hour is None else f"{assumptions.usd_per_hour:g} USD an hour"
+    share = utilisation(run) if assumptions.utilisation is None else f"{assumptions.utilisation:.0%}"
+    price = "At what owning a card costs" if assumptions.owned else f"At {hour}"
+    return f"{price} and {share} utilisation.{rest if knees else ''}"
 
 
 def _alt(run: Run) -> dict[str, str]:

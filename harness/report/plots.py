@@ -10,6 +10,7 @@ Over 300 lines because the four share their marks: curves, knees, label placemen
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,10 +22,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from harness.analysis.capacity import memory_split
-from harness.analysis.cost import price
+from harness.analysis.cost import AS_MEASURED, price
 from harness.analysis.headline import label
 from harness.analysis.knee import safe_load
 from harness.analysis.levels import Axis, axis, latest, levels, load, one_trace, precision_order, shown
+from harness.assumptions import Assumptions
 from harness.records import CostLine, Knee, SweepPoint
 from harness.report.placing import nice_ticks, spread
 from harness.slo import Slo
@@ -93,6 +95,7 @@ def write_figures(
     *,
     slo: Slo,
     card_gib: float | None = None,
+    assumptions: Assumptions = AS_MEASURED,
 ) -> list[Path]:
     """Write every figure that has something to show; PNG and SVG of each, in the order of the report.
 
@@ -108,7 +111,7 @@ def write_figures(
     if any(line.total_gib for line in memory_split(points)):
         figures["memory"] = lambda: memory(points, card_gib)
     if curves and any(line.usd_per_1m_tokens for line in costs):
-        figures["cost"] = lambda: cost(points, knees, costs)
+        figures["cost"] = lambda: cost(points, knees, costs, assumptions)
     out_dir.mkdir(parents=True, exist_ok=True)
     written = []
     with matplotlib.rc_context(_RC):
@@ -200,8 +203,14 @@ def memory(points: Sequence[SweepPoint], card_gib: float | None = None) -> Figur
     return figure
 
 
-def cost(points: Sequence[SweepPoint], knees: Sequence[Knee], costs: Sequence[CostLine]) -> Figure:
+def cost(
+    points: Sequence[SweepPoint],
+    knees: Sequence[Knee],
+    costs: Sequence[CostLine],
+    assumptions: Assumptions = AS_MEASURED,
+) -> Figure:
     """$/1M output tokens over the load, both log; the operating points ringed, their prices at the lines' ends."""
+    priced = functools.partial(price, assumptions=assumptions)
     figure = Figure(figsize=(7, 4.1), layout="constrained")
     axes = figure.subplots()
     most = f"ring: operating point, most {axis(points).unit} inside the SLO"
@@ -210,7 +219,7 @@ def cost(points: Sequence[SweepPoint], knees: Sequence[Knee], costs: Sequence[Co
     operating = {_name(line.precision): line for line in reversed(costs)}
     safe = {knee.precision: safe_load(knee) for knee in knees}
     ends = []
-    for name, colour, x, y in _curves(axes, points, price):
+    for name, colour, x, y in _curves(axes, points, priced):
         line = operating.get(name)
         if line is None:  # an invalid mark
             text = name
@@ -222,10 +231,10 @@ def cost(points: Sequence[SweepPoint], knees: Sequence[Knee], costs: Sequence[Co
             axes.plot(*at, "o", markersize=15, fillstyle="none", color=colour, markeredgewidth=1.8)
         ends.append((text, colour, x, y))
     _load_axis(axes, points)
-    _log_axis(axes, _shown(points, price), r"\${:g}")
+    _log_axis(axes, _shown(points, priced), r"\${:g}")
     axes.set_xlabel(_axis_words(points)[1])
     _end_labels(axes, ends)
-    _note(figure, points, price)
+    _note(figure, points, priced)
     return figure
 
 

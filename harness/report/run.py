@@ -103,7 +103,7 @@ def load_run(run_dir: Path, slo: Slo | None = None) -> Run:
         raise InputError(f"{run_dir / 'run.toml'}: {error}", remedy="restore the file as the sweep wrote it") from error
     requests, fault = _requests(run_dir / "requests.csv")
     scenario = _table(toml, "scenario")
-    own = _slo(scenario)
+    own = slo_of(scenario)
     if slo is not None and slo != own:
         points = judged_by(points, requests, slo)
     return Run(
@@ -118,7 +118,7 @@ def load_run(run_dir: Path, slo: Slo | None = None) -> Run:
     )
 
 
-def _slo(scenario: Mapping[str, Any]) -> Slo:
+def slo_of(scenario: Mapping[str, Any]) -> Slo:
     """The run's own service level; the scenario's default where it does not say."""
     names = ("slo_p95_s", "slo_ttft_s", "slo_tpot_s", "slo_goodput")
     given = {name: float(value) for name in names if (value := scenario.get(name)) is not None}

@@ -118,9 +118,9 @@ def cost_table(points: Sequence[SweepPoint], costs: Sequence[CostLine]) -> str:
     return table(tuple(columns), list(zip(*columns.values(), strict=True)))
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str] = WORDS) -> str:
     """A Markdown table, cells taken as they are; columns of words to the left, of numbers to the right."""
-    marks = ["---" if name in WORDS else "---:" for name in header]
+    marks = ["---" if name in words else "---:" for name in header]
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, marks, *rows))
 
 
@@ -143,7 +143,7 @@ def interval(value: float | None, low: float | None, high: float | None) -> str:
 def escape(text: object) -> str:
     """Text from outside as Markdown that shows it literally, on one line, inside a table too."""
     plain = " ".join(str(text).split())
-    return re.sub(r"([\\`*_\[\]<>|~$#])", r"\\\1", plain)
+    return re.sub(r"([\\`*_\[\]<>|~$#&])", r"\\\1", plain)
 
 
 def named(precision: str) -> str:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import math
+from dataclasses import replace
 
-from harness.analysis.knee import find_knee, find_knees, safe_load
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
+
+from harness.analysis.knee import find_knee, find_knees, rising, safe_load
 from harness.records import Knee, SweepPoint
 from harness.slo import Slo
 
@@ -67,10 +74,61 @@ def test_single_point(p95_s: float, safe: int | None) -> None:
 
 
 def test_outlier_ends_the_promise_and_widens_the_interval() -> None:
-    """16 users were seen outside, 32 inside again: promise 8, and no more than that the knee lies below 64."""
+    """16 users were seen outside, 32 inside again: promise 8, and no more than that the knee lies below 64.
+
+    The estimate takes the two together: √(3.5 · 2.5) = 2.958 s at both, so the SLO is passed between 32 and 64, at
+    32 · 2^(ln(3 / 2.958) / ln(6 / 2.958)) = 32.44.
+    """
     found = knee(row(8, 1.0), row(16, 3.5), row(32, 2.5), row(64, 6.0))
     assert (found.safe_conc, found.cross_lo, found.cross_hi) == (8, 8.0, 64.0)
-    assert found.cross is not None and 8 < found.cross < 16
+    assert found.cross == pytest.approx(32.44, abs=0.01)
+
+
+def test_a_level_that_one_with_more_users_contradicts_is_in_doubt() -> None:
+    """16 users read 9 s, 32 only 5 ± 0.5: one of the two was disturbed. If it was 16, the knee may lie above it."""
+    disturbed = knee(row(8, 1.0, 0.1), row(16, 9.0, 0.5), row(32, 5.0, 0.5), row(64, 12.0, 0.5))
+    assert (disturbed.safe_conc, disturbed.cross_lo, disturbed.cross_hi) == (8, 8.0, 32.0)
+    noisy = knee(row(8, 1.0, 0.1), row(16, 5.2, 0.5), row(32, 5.0, 0.5), row(64, 12.0, 0.5))
+    assert (noisy.cross_lo, noisy.cross_hi) == (8.0, 16.0)
+
+
+def test_an_open_loop_may_read_faster_at_a_higher_rate() -> None:
+    """Beyond capacity p95 is as long as the window was, and windows are shorter at higher rates: no contradiction."""
+    found = knee(rated(0.5, 1.0, 0.1), rated(1.0, 9.0, 0.5), rated(2.0, 5.0, 0.5))
+    assert (found.cross_lo, found.cross_hi) == (0.5, 1.0)
+
+
+def test_a_level_in_doubt_within_others_that_hold_is_no_knee() -> None:
+    """√(3.1 · 2.4) = 2.73 s: nothing is outside. But at 16 it may be, so no more than 8 users are promised."""
+    found = knee(row(8, 2.5, 0.3), row(16, 3.1, 0.4), row(32, 2.4, 0.3))
+    assert (found.beyond_range, found.cross, found.safe_conc, found.cross_hi) == (True, None, 8, None)
+
+
+def test_bootstrap_interval_by_hand() -> None:
+    """One level in doubt, 16 users at 3 s · e^±0.2, between 8 at 1.5 and 32 at 6 s, which are exact.
+
+    p95 doubles with the users, so the crossing is 16. A draw of 16 that is slower by e^d makes the line from 8 steeper:
+    ln N = ln 8 + ln 2 / (ln 2 + d) · ln 2, at d = 0.2: 8 · 2^(0.693 / 0.893) = 13.70. One that is faster by as much is
+    passed on the line to 32: 16 · 2^(0.2 / (ln 2 + 0.2)) = 18.68.
+    """
+    at_16 = {"p95_ms": 3000.0, "p95_ms_lo": 3000 * math.exp(-0.2), "p95_ms_hi": 3000 * math.exp(0.2)}
+    found = knee(row(8, 1.5), replace(row(16, 3.0), **at_16), row(32, 6.0))
+    assert found.cross == pytest.approx(16.0)
+    assert (found.cross_lo, found.cross_hi) == (8.0, 32.0)
+    assert found.boot_lo == pytest.approx(13.70, abs=0.12) and found.boot_hi == pytest.approx(18.68, abs=0.12)
+
+
+def test_no_bootstrap_without_intervals() -> None:
+    bare = [replace(row(conc, p95_s), p95_ms_lo=None, p95_ms_hi=None) for conc, p95_s in ((8, 1.0), (32, 6.0))]
+    found = knee(*bare)
+    assert (found.cross_lo, found.cross_hi, found.boot_lo, found.boot_hi) == (8.0, 32.0, None, None)
+
+
+@settings(deadline=None)
+@given(hnp.arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(1, 9)), elements=st.floats(-50, 50)))
+def test_rising_figures_are_scipys_isotonic_regression(figures: NDArray[np.float64]) -> None:
+    expected = [isotonic_regression(figure).x for figure in figures]
+    np.testing.assert_allclose(rising(figures), expected, atol=1e-9)
 
 
 def test_invalid_points_are_left_out() -> None:
@@ -163,6 +221,7 @@ rows = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(rows)
 def test_promise_was_tested_and_every_level_up_to_it_is_surely_inside(
     entries: list[tuple[int, float, float, str]],
@@ -173,11 +232,16 @@ def test_promise_was_tested_and_every_level_up_to_it_is_surely_inside(
     if found.safe_conc is not None:
         assert found.safe_conc in {point.conc for point in usable}
         assert all((point.p95_ms_hi or 0) <= SLO_S * 1e3 for point in usable if point.conc <= found.safe_conc)
+    if found.cross_lo is not None:
+        ends = [found.cross_lo, found.boot_lo or found.cross_lo, found.boot_hi or float("inf")]
+        assert ends == sorted(ends) and min(ends[2], 64) <= (found.cross_hi or 64)
     if found.cross is not None and found.cross_lo is not None:
         assert found.cross_lo - 1e-9 <= found.cross <= (found.cross_hi or float("inf")) + 1e-9
+    assert (found.cross is None) == (found.beyond_range or found.cross_lo is None)
     assert found == find_knee(list(reversed(points)), SLO)
 
 
+@settings(deadline=None)
 @given(rows, st.floats(0.1, 10))
 def test_faster_server_promises_no_less(entries: list[tuple[int, float, float, str]], factor: float) -> None:
     def safe(scale: float) -> int:

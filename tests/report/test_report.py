@@ -16,10 +16,12 @@ from xml.etree import ElementTree
 
 import pytest
 
+from harness.analysis.compare import compare
 from harness.analysis.knee import find_knees
+from harness.assumptions import Assumptions
 from harness.errors import InputError, RecordError
-from harness.records import Cell, Ratio, RequestRecord, SweepPoint, read_table, write_table
-from harness.report.markdown import write_report
+from harness.records import Cell, Ratio, RequestRecord, SweepPoint, write_table
+from harness.report.markdown import write_page
 from harness.report.placing import nice_ticks, spread
 from harness.report.plots import latency
 from harness.report.run import load_run
@@ -137,6 +139,13 @@ def run_dir(
     return path
 
 
+def write_report(directory: Path, out: Path) -> list[Path]:
+    """The page and its figures alone; all papers are in test_papers.py."""
+    run = load_run(directory)
+    out.mkdir(exist_ok=True)
+    return write_page(run, find_knees(run.points, run.slo), compare(run.points, run.requests), Assumptions(), out)
+
+
 def page(directory: Path, out: Path) -> str:
     return write_report(directory, out)[0].read_text()
 
@@ -173,15 +182,10 @@ def test_every_figure_of_the_page_exists(tmp_path: Path) -> None:
         assert f"(figures/{name}.png)" in text and (tmp_path / "out" / "figures" / f"{name}.png").is_file()
 
 
-def test_comparison_is_written_as_a_table_too(tmp_path: Path) -> None:
+def test_comparison_in_the_page(tmp_path: Path) -> None:
     """AWQ's answers take 0.6 of BF16's at 8 users and as long at 32; the rows say 240 and 420 tok/s at 8."""
     directory = run_dir(tmp_path / "demo", requests=REQUESTS)
-    written = write_report(directory, tmp_path / "out")
-    assert written[1] == tmp_path / "out" / "comparison.csv"
-    ratios = {(ratio.conc, ratio.metric): ratio for ratio in read_table(written[1], Ratio)}
-    assert {conc for conc, _ in ratios} == {8, 16, 32}
-    assert (ratios[8, "p95_ms"].ratio, ratios[8, "tok_s"].ratio) == (pytest.approx(0.6, rel=0.06), 420 / 240)
-    text = written[0].read_text()
+    text = page(directory, tmp_path / "out")
     assert "## AWQ against BF16, paired" in text and "know nothing of run-to-run spread" in text
     rows = [line for line in text.splitlines() if "requests |" in line]
     assert [line.split(" | ")[1] for line in rows] == ["8", "16", "32"]
@@ -201,7 +205,6 @@ def test_requests_that_cannot_be_read_cost_the_pairs_and_not_the_report(tmp_path
     (directory / "requests.csv").write_text("cell,user\nbf16-c8-r1,0\n")
     written = write_report(directory, tmp_path / "out")
     assert "Nothing is paired by request: requests.csv: the columns are not those" in written[0].read_text()
-    assert not (tmp_path / "out" / "comparison.csv").exists()
 
 
 def test_throughput_in_words_for_a_terminal() -> None:
@@ -248,7 +251,8 @@ def test_open_loop_speaks_of_rates_throughout(tmp_path: Path) -> None:
         "against requests sent per second",
     ):
         assert part in text
-    assert not any(word in text for word in ("users", "concurren", "closed loop"))
+    figures = [line for line in text.splitlines() if line.startswith(("|", "**On", "- **", "!["))]
+    assert not any(word in line for line in figures for word in ("users", "concurren", "closed loop"))
 
 
 def test_figures_of_an_open_loop_stand_over_its_rates() -> None:
@@ -281,7 +285,7 @@ def test_one_trace_gets_a_table_and_no_knee(tmp_path: Path) -> None:
     assert "| AWQ | 2.5 | 760 [722–798] |" in text and "| AWQ | 2.5 req/s | 760 | 0.263" in text
     assert "## AWQ against BF16, paired" in text
     assert "knee" not in text.replace("kneebench", "").lower()
-    assert {path.stem for path in written} == {"capacity", "comparison", "memory"}
+    assert {path.stem for path in written} == {"capacity", "memory"}
 
 
 def test_a_cell_that_was_measured_again_shows_both_attempts(tmp_path: Path) -> None:

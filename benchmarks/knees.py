@@ -1,0 +1,243 @@
+"""How well knees are found: intervals against exact truths, and the views of saturation; the tables of docs/knees.md.
+
+python benchmarks/knees.py [TRIALS]          about 15 minutes on one core with 2,000 trials
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+
+import networks as nw
+import numpy as np
+from kneed import KneeLocator
+
+from harness.analysis import metrics, percentiles
+from harness.analysis.usl import find_saturation
+from harness.records import Knee, Saturation, SweepPoint
+
+CLOSE = (12, 13, 15, 16, 18, 20, 22, 24, 27, 30, 33, 36)
+CONDITIONS: dict[str, nw.Disturb | None] = {
+    "as simulated": None,
+    "sessions differ by 5 %": nw.session_noise(0.05),
+    "by 10 %": nw.session_noise(0.10),
+    "by 20 %": nw.session_noise(0.20),
+    "two levels missing": nw.missing(2),
+    "three levels": nw.missing(4),
+    "one 2–4 × slower": nw.outlier(2, 4),
+    "one 2–4 × faster": nw.outlier(1 / 4, 1 / 2),
+}
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    for row in (header, ["---", *["---:"] * (len(header) - 1)], *rows):
+        print(f"| {' | '.join(row)} |", flush=True)
+    print()
+
+
+def coverage(studies: dict[str, nw.Study]) -> None:
+    """Share of the trials whose interval holds the true crossing."""
+    rows = [
+        [family, *(percent(nw.covered(nw.knees(study, change), study.truth)) for change in CONDITIONS.values())]
+        for family, study in studies.items()
+    ]
+    table(["% covered", *CONDITIONS], rows)
+
+
+def estimates(studies: dict[str, nw.Study]) -> None:
+    """The interpolated crossing beside the truth, and the interval that takes the interpolation for granted."""
+    rows = []
+    for family, study in studies.items():
+        found = nw.knees(study)
+        off = [math.log(knee.cross / true) for knee, true in zip(found, study.truth, strict=True) if knee.cross]
+        noise = [
+            (knee.boot_lo or 0.0) <= true <= (knee.boot_hi or math.inf)
+            for knee, true in zip(found, study.truth, strict=True)
+        ]
+        widths = [math.log(knee.cross_hi / knee.cross_lo) for knee in found if knee.cross_lo and knee.cross_hi]
+        narrow = [math.log(knee.boot_hi / knee.boot_lo) for knee in found if knee.boot_lo and knee.boot_hi]
+        figures = (np.median(off), np.median(np.abs(off)), np.quantile(np.abs(off), 0.9))
+        rows.append(
+            [
+                family,
+                *(f"{100 * math.expm1(figure):+.0f} %" for figure in figures[:1]),
+                *(f"{100 * math.expm1(figure):.0f} %" for figure in figures[1:]),
+                f"{math.exp(np.median(widths)):.1f} ×",
+                percent(nw.covered(found, study.truth)),
+                f"{math.exp(np.median(narrow)):.1f} ×",
+                percent(float(np.mean(noise))),
+            ]
+        )
+    header = ["", "median error", "median size", "90 % within", "bracket", "% covered", "by noise alone", "% covered"]
+    table(header, rows)
+
+
+def none_there(trials: int) -> None:
+    """Curves without a knee: how many show none."""
+    rows = []
+    for shape in ("flat", "rising"):
+        study = nw.draw_below(shape, trials, 4)
+        cells = []
+        for change in CONDITIONS.values():
+            found = nw.knees(study, change)
+            bounded = np.mean([knee.cross_hi is None for knee in found])
+            cells.append(
+                f"{percent(float(bounded))} / {percent(float(np.mean([knee.beyond_range for knee in found])))}"
+            )
+        rows.append([shape, *cells])
+    table(["% open / no knee", *CONDITIONS], rows)
+
+
+def levels(trials: int) -> None:
+    """Intervals of p95 itself: the share that holds the exact p95, by ranks and autocorrelation and by blocks."""
+    rng, rows = np.random.default_rng(6), []
+    cases: list[tuple[str, nw.Network, int]] = [
+        ("batch, 4 users", nw.batch(0.1, 3.0), 4),
+        ("batch, 16 users", nw.batch(0.1, 3.0), 16),
+        ("batch, 64 users", nw.batch(0.1, 3.0), 64),
+        ("8 servers, 16 users", nw.fcfs(8, 1.0), 16),
+        ("8 servers, 32 users", nw.fcfs(8, 1.0), 32),
+        ("8 servers, 64 users", nw.fcfs(8, 1.0), 64),
+        ("1 server, 4 users", nw.fcfs(1, 10.0), 4),
+        ("1 server, 16 users", nw.fcfs(1, 10.0), 16),
+        ("1 server, 64 users", nw.fcfs(1, 10.0), 64),
+    ]
+    for name, network, users in cases:
+        truth = nw.response_percentile(network, users)
+        seen = nw.simulate([network] * trials, users, max(nw.REQUESTS, 3 * users), rng).e2e_s
+        ours = [percentiles.interval(row, 95) or (0.0, 0.0) for row in seen]
+        blocks = [metrics.block_bootstrap(row, lambda x: np.percentile(x, 95, axis=1)) or (0.0, 0.0) for row in seen]
+        times = [percentiles.autocorrelation_time(np.log(row)) for row in seen]
+        cells = [f"{np.median(times):.1f}"]
+        for found in (ours, blocks):
+            cells.append(percent(float(np.mean([low <= truth <= high for low, high in found]))))
+            cells.append(f"{100 * np.median([(high - low) / 2 / truth for low, high in found]):.0f} %")
+        rows.append([name, *cells])
+    table(["", "τ", "% covered", "± ", "% by blocks", "± "], rows)
+
+
+def views(studies: dict[str, nw.Study], noise: float) -> None:
+    """Kneedle, the law and the bound against the saturation point of the network, and the law's peak."""
+    rows = []
+    for family, study in studies.items():
+        found, others = saturations(study, noise)
+        truth = [nw.saturation(network) for network in study.networks]
+        peaks = {id(network): peak(network) for network in study.networks}
+        top = [peaks[id(network)] for network in study.networks]
+        rows.append(
+            [
+                family,
+                error([view.kneedle for view in found], truth),
+                error(others, truth),
+                error([view.usl_saturation for view in found], truth),
+                held(found, truth, "usl_saturation"),
+                error([view.bound for view in found], truth),
+                held(found, truth, "bound"),
+                percent(float(np.mean([view.usl_peak is not None for view in found]))),
+                error([view.usl_peak for view in found], top),
+            ]
+        )
+    header = ["median (90 %) error", "Kneedle", "Kneedle over ln N", "USL saturation", "% covered"]
+    table([*header, "bound", "% covered", "% with a peak", "its error"], rows)
+
+
+def saturations(study: nw.Study, noise: float) -> tuple[list[Saturation], list[float | None]]:
+    """The views of each trial, and what Kneedle says over ln N; sessions differ by `noise`."""
+    rng, knee = np.random.default_rng(7), Knee("made", "p95 ≤ 3 s", tested_lo=1.0, tested_hi=64.0, cross_lo=1.0)
+    found, others = [], []
+    for figures in nw.req_s(study):
+        figures = figures * np.exp(rng.normal(0, noise, (len(figures), 1)))
+        view = find_saturation(throughputs(study.grid, figures), knee)
+        found.append(view)
+        other = KneeLocator(np.log(study.grid), figures[:, 0], curve="concave", direction="increasing").knee
+        others.append(None if other is None or view.shape != "bends" else float(np.exp(other)))
+    return found, others
+
+
+def throughputs(grid: Sequence[int], figures: nw.Floats) -> list[SweepPoint]:
+    return [
+        SweepPoint("made", "made", users, verdict="valid", tok_s=value, tok_s_lo=low, tok_s_hi=high)
+        for users, (value, low, high) in zip(grid, figures.tolist(), strict=True)
+    ]
+
+
+def peak(network: nw.Network) -> float | None:
+    """Users of the most throughput, if that is within the grid and more than what follows."""
+    curve = np.array([nw.throughput(network, users) for users in range(1, nw.LARGEST + 1)])
+    at = int(curve.argmax())
+    return float(at + 1) if curve[-1] < 0.999 * curve[at] else None
+
+
+def error(found: Sequence[float | None], truth: Sequence[float | None]) -> str:
+    """Median error as a share, and what 90 % are within; of the trials that have a figure and a truth."""
+    off = [math.log(value / true) for value, true in zip(found, truth, strict=True) if value and true]
+    if len(off) < 20:
+        return f"({len(off)} trials)"
+    return f"{100 * math.expm1(np.median(off)):+.0f} % ({100 * math.expm1(np.quantile(np.abs(off), 0.9)):.0f} %)"
+
+
+def held(found: Sequence[Saturation], truth: Sequence[float], name: str) -> str:
+    inside = [
+        (getattr(view, f"{name}_lo") or 0.0) <= true <= (getattr(view, f"{name}_hi") or math.inf)
+        for view, true in zip(found, truth, strict=True)
+        if getattr(view, name) is not None
+    ]
+    return percent(float(np.mean(inside))) if inside else ""
+
+
+def no_saturation(trials: int) -> None:
+    """Lines without a knee: how often Kneedle and the law's peak find one."""
+    rng, rows = np.random.default_rng(8), []
+    knee = Knee("made", "p95 ≤ 3 s", tested_lo=1.0, tested_hi=64.0, cross_lo=1.0)
+    lines: dict[str, Callable[[nw.Floats], nw.Floats]] = {
+        "flat": lambda users: np.full(len(users), 100.0),
+        "straight": lambda users: 5.0 * users,
+        "falling slowly": lambda users: 100.0 * users**-0.1,
+    }
+    for name, line in lines.items():
+        for noise in (0.0, 0.05, 0.10):
+            kneedles = peaks = bare = 0
+            for _ in range(trials):
+                users = np.array(nw.GRID, dtype=float)
+                value = line(users) * np.exp(rng.normal(0, math.hypot(0.02, noise), len(users)))
+                figures = np.stack([value, value * math.exp(-0.04), value * math.exp(0.04)], axis=1)
+                view = find_saturation(throughputs(nw.GRID, figures), knee)
+                kneedles, peaks = kneedles + (view.kneedle is not None), peaks + (view.usl_peak is not None)
+                found = KneeLocator(users, value, curve="concave", direction="increasing").knee
+                bare += found is not None
+            cells = (kneedles, peaks, bare)
+            rows.append([name, f"{noise:.0%}", *(percent(1 - count / trials) for count in cells)])
+    table(["", "sessions differ by", "% without a Kneedle knee", "% without a peak", "% by the bare package"], rows)
+
+
+def main() -> None:
+    trials = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+    print(f"{trials} trials each\n\n## The interval of the crossing\n")
+    studies = {family: nw.draw(family, trials, 5) for family in (*nw.FAMILIES, *nw.LONG)}
+    coverage(studies)
+    print("## Its estimate\n")
+    estimates(studies)
+    print("## Levels 10 % apart\n")
+    close = {family: nw.draw(family, trials // 4, 6, grid=CLOSE) for family in (*nw.FAMILIES, *nw.LONG)}
+    coverage(close)
+    estimates(close)
+    print("## Crossings within 5 % of a tested level\n")
+    coverage({family: nw.draw(family, trials, 9, beside=True) for family in nw.FAMILIES})
+    print("## No knee\n")
+    none_there(trials)
+    print("## Intervals of p95\n")
+    levels(trials)
+    for noise in (0.0, 0.05):
+        print(f"## Saturation, sessions differ by {noise:.0%}\n")
+        views({family: study for family, study in studies.items() if family in nw.FAMILIES}, noise)
+    print("## No saturation\n")
+    no_saturation(trials)
+
+
+if __name__ == "__main__":
+    main()

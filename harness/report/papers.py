@@ -1,0 +1,116 @@
+"""Every paper of a run, from its directory: what `bench report` writes. Each module knows its own paper, this one all.
+
+capacity.md, figures/   the numbers               risk_brief.md      for who signs off the precision
+capacity.html           the same, to play with    business_case.md   for who pays
+cost.xlsx               the money, live           knees.csv, comparison.csv   for machines
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from harness.analysis.compare import compare
+from harness.analysis.knee import find_knees
+from harness.assumptions import Assumptions, load_assumptions
+from harness.errors import KneebenchError
+from harness.prices import load_prices
+from harness.records import Knee, Ratio, write_table
+from harness.report.brief import write_brief, write_case
+from harness.report.html import write_html
+from harness.report.markdown import write_page
+from harness.report.run import load_run
+from harness.report.workbook import write_workbook
+from harness.rundir import ASSUMPTIONS, report_dir_of
+from harness.slo import Slo
+
+
+def own_assumptions(run_dir: Path) -> Path | None:
+    """The file of the run's own, where `bench sweep --assume` has put one."""
+    path = run_dir / ASSUMPTIONS
+    return path if path.is_file() else None
+
+
+def write_report(
+    run_dir: Path,
+    out_dir: Path,
+    slo: Slo | None = None,
+    assumptions: Assumptions | None = None,
+    beside: Sequence[Path] = (),
+) -> list[Path]:
+    """Write all papers of a run into `out_dir`, capacity.md first; returns what was written.
+
+    `slo` and `assumptions` take the place of the run's own; `beside` are runs of the same model whose crossovers are
+    shown next to this one's. Raises InputError when a directory is no run.
+    """
+    run = load_run(run_dir, slo)
+    given = assumptions or load_assumptions(own_assumptions(run_dir))
+    knees = find_knees(run.points, run.slo)
+    ratios = compare(run.points, run.requests)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    page, *figures = write_page(run, knees, ratios, given, out_dir, [load_run(other) for other in beside])
+    written = [
+        page,
+        write_html(run, given, page.read_text(encoding="utf-8"), figures, out_dir / "capacity.html"),
+        write_workbook(run, knees, given, out_dir / "cost.xlsx", load_prices()),
+        write_brief(run, knees, ratios, given, out_dir / "risk_brief.md"),
+        write_case(run, knees, ratios, given, out_dir / "business_case.md"),
+        *_tables(knees, ratios, out_dir),
+        *figures,
+    ]
+    return written
+
+
+def _tables(knees: Sequence[Knee], ratios: Sequence[Ratio], out_dir: Path) -> list[Path]:
+    """The records behind the words; a table of an earlier report without rows now is taken away."""
+    written = []
+    for name, rows, record in (("knees.csv", knees, Knee), ("comparison.csv", ratios, Ratio)):
+        path = out_dir / name
+        path.unlink(missing_ok=True)
+        if rows:
+            write_table(path, rows, record)
+            written.append(path)
+    return written
+
+
+MANY = 8
+"""Runs from which on it pays to start processes for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """One run of many: where its report is, or why there is none."""
+
+    run: Path
+    out: Path | None = None
+    fault: str | None = None
+
+
+def write_reports(directory: Path, slo: Slo | None = None, assumptions: Assumptions | None = None) -> list[Reported]:
+    """The reports of all runs below `directory`, in the order of their names. One that fails stops no other.
+
+    A run takes a second or two, most of it for the figures, so many of them are shared out to all cores.
+    """
+    runs = sorted(path for path in directory.iterdir() if (path / "points.csv").is_file())
+    report = functools.partial(_reported, slo=slo, assumptions=assumptions)
+    if len(runs) < MANY:
+        return [report(run) for run in runs]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        return list(pool.map(report, runs))
+
+
+def _reported(run_dir: Path, slo: Slo | None, assumptions: Assumptions | None) -> Reported:
+    out = report_dir_of(run_dir)
+    try:
+        write_report(run_dir, out, slo, assumptions)
+    except KneebenchError as error:
+        return Reported(run_dir, fault=str(error).splitlines()[0])
+    return Reported(run_dir, out)
+
+
+def is_run(path: Path) -> bool:
+    return (path / "points.csv").exists() or (path / "run.toml").exists()

@@ -1,0 +1,145 @@
+"""What the commands print: tables and sentences of a run, for a terminal. Every number comes from harness.analysis."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness.analysis.capacity import plan_cards
+from harness.analysis.compare import compare
+from harness.analysis.cost import stated_lines
+from harness.analysis.headline import alone, at_one_load, headlines, label
+from harness.analysis.knee import find_knees
+from harness.analysis.levels import axis, load, shown
+from harness.analysis.spend import spends
+from harness.assumptions import Assumptions
+from harness.errors import InputError
+from harness.prices import Prices
+from harness.records import CostLine, Knee, SweepPoint
+from harness.report.planning import plan_table, spend_table
+from harness.report.run import load_run
+from harness.report.tables import interval, number, throughput_lines
+
+
+def show_run(console: Console, run_dir: Path) -> None:
+    """The closing table, the knees in words, and how many times the baseline's tokens each precision delivers."""
+    run = load_run(run_dir)
+    knees = find_knees(run.points, run.slo)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    unit = axis(run.points).unit
+    columns = ("precision", unit, "tok/s", "p95 ms", "TTFT p50", "TPOT p50", "GiB", "$/1M", "verdict")
+    for column in columns:
+        words = column in ("precision", "verdict")
+        table.add_column(column, justify="left" if words else "right", overflow="fold" if words else "ellipsis")
+    for point in run.points:
+        table.add_row(
+            Text(point.precision),
+            shown(load(point)),
+            *(_figure(value, form) for value, form in (
+                (point.tok_s, ",.0f"), (point.p95_ms, ",.0f"), (point.ttft_p50_ms, ",.0f"),
+                (point.tpot_p50_ms, ",.1f"), (point.vram_gib, ".2f"), (point.usd_per_1m_tokens, ".2f"),
+            )),
+            f"{point.verdict} {', '.join(point.verdict_reasons)}".strip(),
+        )  # fmt: skip
+    console.print()
+    console.print(table)
+    console.print()
+    for knee in knees:
+        console.print(f"{label(knee.precision)} {alone(knee, run.points)}", markup=False, highlight=False)
+    for line in throughput_lines(compare(run.points, run.requests)):
+        console.print(line, markup=False, highlight=False)
+    if len(knees) > 1:
+        said = headlines(run.points, knees, run.machine)
+    else:  # one precision has been told above; one trace has no knee
+        said = [] if knees else at_one_load(run.points, run.slo, run.machine)
+    for sentence in said:
+        console.print(f"\n{sentence}", markup=False, highlight=False, style="bold")
+
+
+def capacity_tables(points: Sequence[SweepPoint], knees: Sequence[Knee], assumptions: Assumptions) -> list[Table]:
+    """Cards, prices at the stated points and spend: the tables of the page, for a terminal."""
+    return [
+        _from_markdown("Cards", plan_table(plan_cards(points, knees, assumptions), assumptions)),
+        _prices(stated_lines(points, knees, assumptions)),
+        _from_markdown("Spend", spend_table(spends(points, knees, assumptions))),
+    ]
+
+
+def _prices(lines: Sequence[CostLine]) -> Table:
+    table = Table(title="USD for 1M tokens", title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table.add_column("precision and point", overflow="fold")
+    for column in ("tok/s", "all on output", "input", "output", "blended"):
+        table.add_column(column, justify="right")
+    table.add_column("verdict", overflow="fold")
+    for line in lines:
+        table.add_row(
+            Text(f"{label(line.precision)}, {line.operating_point}"),
+            number(line.tok_s),
+            Text(interval(line.usd_per_1m_tokens, line.usd_per_1m_tokens_lo, line.usd_per_1m_tokens_hi)),
+            *map(number, (line.usd_per_1m_input, line.usd_per_1m_output, line.usd_per_1m_blended)),
+            line.verdict or line.note,
+        )
+    return table
+
+
+def price_table(prices: Prices, card: str | None = None) -> Table:
+    """The catalogue, or what it holds of one card. Raises InputError for a card that it does not know."""
+    rows = [
+        ("rent", rent.card, rent.name, rent.words, rent.source) for rent in prices.rents if card in (None, rent.card)
+    ]
+    rows += [("own", buy.card, buy.name, buy.words, buy.source) for buy in prices.buys if card in (None, buy.card)]
+    if card is None:
+        rows += [("electricity", tariff.region, "", tariff.words, tariff.source) for tariff in prices.tariffs]
+        rows += [("api", api.id, api.model, api.words, api.source) for api in prices.apis]
+    if not rows:
+        raise InputError(
+            f"the catalogue has no price of {card!r}",
+            allowed=", ".join(
+                dict.fromkeys([*(rent.card for rent in prices.rents), *(buy.card for buy in prices.buys)])
+            ),
+        )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("what", "name", "price, its day and its source"):
+        table.add_column(column, overflow="fold")
+    for what, name, full, price, source in rows:
+        told = Text(f"{full}: {price}" if full else price)
+        table.add_row(what, Text(name, no_wrap=True), told.append(f"\n{source}", style="dim"))
+    return table
+
+
+def print_rows(terminal: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table of plain text: nothing in a cell is taken for markup, and a file or a pipe has no edge to fold at."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    if not terminal.is_terminal:
+        terminal.width = 500
+    terminal.print(table)
+
+
+def _from_markdown(title: str, markdown: str) -> Table:
+    """A Markdown table of ours as one of rich's; its cells' escapes taken back."""
+    header, marks, *body = (
+        [_plain(cell) for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in markdown.splitlines()
+    )
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name, mark in zip(header, marks, strict=True):
+        table.add_column(name, justify="right" if mark.endswith(":") else "left", overflow="fold")
+    for cells in body:
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _plain(cell: str) -> str:
+    return re.sub(r"\\(.)", r"\1", cell.strip())
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
