@@ -1,6 +1,6 @@
 """How well knees are found: intervals against exact truths, and the views of saturation; the tables of docs/knees.md.
 
-python benchmarks/knees.py [TRIALS]          about 15 minutes on one core with 2,000 trials
+python benchmarks/knees.py [TRIALS]          about 25 minutes on one core with 1,000 trials
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 
-import networks as nw
+import knee_trials
+import networks
 import numpy as np
 from kneed import KneeLocator
 
@@ -18,15 +19,15 @@ from harness.analysis.usl import find_saturation
 from harness.records import Knee, Saturation, SweepPoint
 
 CLOSE = (12, 13, 15, 16, 18, 20, 22, 24, 27, 30, 33, 36)
-CONDITIONS: dict[str, nw.Disturb | None] = {
+CONDITIONS: dict[str, knee_trials.Disturb | None] = {
     "as simulated": None,
-    "sessions differ by 5 %": nw.session_noise(0.05),
-    "by 10 %": nw.session_noise(0.10),
-    "by 20 %": nw.session_noise(0.20),
-    "two levels missing": nw.missing(2),
-    "three levels": nw.missing(4),
-    "one 2–4 × slower": nw.outlier(2, 4),
-    "one 2–4 × faster": nw.outlier(1 / 4, 1 / 2),
+    "sessions differ by 5 %": knee_trials.session_noise(0.05),
+    "by 10 %": knee_trials.session_noise(0.10),
+    "by 20 %": knee_trials.session_noise(0.20),
+    "two levels missing": knee_trials.missing(2),
+    "three levels": knee_trials.missing(4),
+    "one 2–4 × slower": knee_trials.outlier(2, 4),
+    "one 2–4 × faster": knee_trials.outlier(1 / 4, 1 / 2),
 }
 
 
@@ -40,20 +41,26 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     print()
 
 
-def coverage(studies: dict[str, nw.Study]) -> None:
+def coverage(studies: dict[str, knee_trials.Study]) -> None:
     """Share of the trials whose interval holds the true crossing."""
     rows = [
-        [family, *(percent(nw.covered(nw.knees(study, change), study.truth)) for change in CONDITIONS.values())]
+        [
+            family,
+            *(
+                percent(knee_trials.covered(knee_trials.knees(study, change), study.truth))
+                for change in CONDITIONS.values()
+            ),
+        ]
         for family, study in studies.items()
     ]
     table(["% covered", *CONDITIONS], rows)
 
 
-def estimates(studies: dict[str, nw.Study]) -> None:
+def estimates(studies: dict[str, knee_trials.Study]) -> None:
     """The interpolated crossing beside the truth, and the interval that takes the interpolation for granted."""
     rows = []
     for family, study in studies.items():
-        found = nw.knees(study)
+        found = knee_trials.knees(study)
         off = [math.log(knee.cross / true) for knee, true in zip(found, study.truth, strict=True) if knee.cross]
         noise = [
             (knee.boot_lo or 0.0) <= true <= (knee.boot_hi or math.inf)
@@ -68,7 +75,7 @@ def estimates(studies: dict[str, nw.Study]) -> None:
                 *(f"{100 * math.expm1(figure):+.0f} %" for figure in figures[:1]),
                 *(f"{100 * math.expm1(figure):.0f} %" for figure in figures[1:]),
                 f"{math.exp(np.median(widths)):.1f} ×",
-                percent(nw.covered(found, study.truth)),
+                percent(knee_trials.covered(found, study.truth)),
                 f"{math.exp(np.median(narrow)):.1f} ×",
                 percent(float(np.mean(noise))),
             ]
@@ -77,14 +84,28 @@ def estimates(studies: dict[str, nw.Study]) -> None:
     table(header, rows)
 
 
+def searches(trials: int) -> None:
+    """`bench sweep --until`, which chooses its loads by what it has seen: share covered, and the bracket's width."""
+    rows = []
+    for family in (*knee_trials.FAMILIES, *knee_trials.LONG):
+        study, cells = knee_trials.draw(family, trials, 12, grid=tuple(range(1, networks.LARGEST + 1))), []
+        for precision in (0.1, 0.2):
+            for noise in (None, knee_trials.session_noise(0.05)):
+                found = knee_trials.searched(study, precision, noise)
+                widths = [knee.cross_hi / knee.cross_lo for knee in found if knee.cross_lo and knee.cross_hi]
+                cells.append(f"{percent(knee_trials.covered(found, study.truth))} ({np.median(widths):.1f} ×)")
+        rows.append([family, *cells])
+    table(["% covered (bracket)", "precision 10 %", "sessions 5 % apart", "precision 20 %", "sessions 5 % apart"], rows)
+
+
 def none_there(trials: int) -> None:
     """Curves without a knee: how many show none."""
     rows = []
     for shape in ("flat", "rising"):
-        study = nw.draw_below(shape, trials, 4)
+        study = knee_trials.draw_below(shape, trials, 4)
         cells = []
         for change in CONDITIONS.values():
-            found = nw.knees(study, change)
+            found = knee_trials.knees(study, change)
             bounded = np.mean([knee.cross_hi is None for knee in found])
             cells.append(
                 f"{percent(float(bounded))} / {percent(float(np.mean([knee.beyond_range for knee in found])))}"
@@ -96,20 +117,20 @@ def none_there(trials: int) -> None:
 def levels(trials: int) -> None:
     """Intervals of p95 itself: the share that holds the exact p95, by ranks and autocorrelation and by blocks."""
     rng, rows = np.random.default_rng(6), []
-    cases: list[tuple[str, nw.Network, int]] = [
-        ("batch, 4 users", nw.batch(0.1, 3.0), 4),
-        ("batch, 16 users", nw.batch(0.1, 3.0), 16),
-        ("batch, 64 users", nw.batch(0.1, 3.0), 64),
-        ("8 servers, 16 users", nw.fcfs(8, 1.0), 16),
-        ("8 servers, 32 users", nw.fcfs(8, 1.0), 32),
-        ("8 servers, 64 users", nw.fcfs(8, 1.0), 64),
-        ("1 server, 4 users", nw.fcfs(1, 10.0), 4),
-        ("1 server, 16 users", nw.fcfs(1, 10.0), 16),
-        ("1 server, 64 users", nw.fcfs(1, 10.0), 64),
+    cases: list[tuple[str, networks.Network, int]] = [
+        ("batch, 4 users", networks.batch(0.1, 3.0), 4),
+        ("batch, 16 users", networks.batch(0.1, 3.0), 16),
+        ("batch, 64 users", networks.batch(0.1, 3.0), 64),
+        ("8 servers, 16 users", networks.fcfs(8, 1.0), 16),
+        ("8 servers, 32 users", networks.fcfs(8, 1.0), 32),
+        ("8 servers, 64 users", networks.fcfs(8, 1.0), 64),
+        ("1 server, 4 users", networks.fcfs(1, 10.0), 4),
+        ("1 server, 16 users", networks.fcfs(1, 10.0), 16),
+        ("1 server, 64 users", networks.fcfs(1, 10.0), 64),
     ]
     for name, network, users in cases:
-        truth = nw.response_percentile(network, users)
-        seen = nw.simulate([network] * trials, users, max(nw.REQUESTS, 3 * users), rng).e2e_s
+        truth = networks.response_percentile(network, users)
+        seen = networks.simulate([network] * trials, users, max(knee_trials.REQUESTS, 3 * users), rng).e2e_s
         ours = [percentiles.interval(row, 95) or (0.0, 0.0) for row in seen]
         blocks = [metrics.block_bootstrap(row, lambda x: np.percentile(x, 95, axis=1)) or (0.0, 0.0) for row in seen]
         times = [percentiles.autocorrelation_time(np.log(row)) for row in seen]
@@ -121,12 +142,12 @@ def levels(trials: int) -> None:
     table(["", "τ", "% covered", "± ", "% by blocks", "± "], rows)
 
 
-def views(studies: dict[str, nw.Study], noise: float) -> None:
+def views(studies: dict[str, knee_trials.Study], noise: float) -> None:
     """Kneedle, the law and the bound against the saturation point of the network, and the law's peak."""
     rows = []
     for family, study in studies.items():
         found, others = saturations(study, noise)
-        truth = [nw.saturation(network) for network in study.networks]
+        truth = [networks.saturation(network) for network in study.networks]
         peaks = {id(network): peak(network) for network in study.networks}
         top = [peaks[id(network)] for network in study.networks]
         rows.append(
@@ -146,11 +167,11 @@ def views(studies: dict[str, nw.Study], noise: float) -> None:
     table([*header, "bound", "% covered", "% with a peak", "its error"], rows)
 
 
-def saturations(study: nw.Study, noise: float) -> tuple[list[Saturation], list[float | None]]:
+def saturations(study: knee_trials.Study, noise: float) -> tuple[list[Saturation], list[float | None]]:
     """The views of each trial, and what Kneedle says over ln N; sessions differ by `noise`."""
     rng, knee = np.random.default_rng(7), Knee("made", "p95 ≤ 3 s", tested_lo=1.0, tested_hi=64.0, cross_lo=1.0)
     found, others = [], []
-    for figures in nw.req_s(study):
+    for figures in knee_trials.req_s(study):
         figures = figures * np.exp(rng.normal(0, noise, (len(figures), 1)))
         view = find_saturation(throughputs(study.grid, figures), knee)
         found.append(view)
@@ -159,16 +180,16 @@ def saturations(study: nw.Study, noise: float) -> tuple[list[Saturation], list[f
     return found, others
 
 
-def throughputs(grid: Sequence[int], figures: nw.Floats) -> list[SweepPoint]:
+def throughputs(grid: Sequence[int], figures: networks.Floats) -> list[SweepPoint]:
     return [
         SweepPoint("made", "made", users, verdict="valid", tok_s=value, tok_s_lo=low, tok_s_hi=high)
         for users, (value, low, high) in zip(grid, figures.tolist(), strict=True)
     ]
 
 
-def peak(network: nw.Network) -> float | None:
+def peak(network: networks.Network) -> float | None:
     """Users of the most throughput, if that is within the grid and more than what follows."""
-    curve = np.array([nw.throughput(network, users) for users in range(1, nw.LARGEST + 1)])
+    curve = np.array([networks.throughput(network, users) for users in range(1, networks.LARGEST + 1)])
     at = int(curve.argmax())
     return float(at + 1) if curve[-1] < 0.999 * curve[at] else None
 
@@ -194,7 +215,7 @@ def no_saturation(trials: int) -> None:
     """Lines without a knee: how often Kneedle and the law's peak find one."""
     rng, rows = np.random.default_rng(8), []
     knee = Knee("made", "p95 ≤ 3 s", tested_lo=1.0, tested_hi=64.0, cross_lo=1.0)
-    lines: dict[str, Callable[[nw.Floats], nw.Floats]] = {
+    lines: dict[str, Callable[[networks.Floats], networks.Floats]] = {
         "flat": lambda users: np.full(len(users), 100.0),
         "straight": lambda users: 5.0 * users,
         "falling slowly": lambda users: 100.0 * users**-0.1,
@@ -203,10 +224,10 @@ def no_saturation(trials: int) -> None:
         for noise in (0.0, 0.05, 0.10):
             kneedles = peaks = bare = 0
             for _ in range(trials):
-                users = np.array(nw.GRID, dtype=float)
+                users = np.array(knee_trials.GRID, dtype=float)
                 value = line(users) * np.exp(rng.normal(0, math.hypot(0.02, noise), len(users)))
                 figures = np.stack([value, value * math.exp(-0.04), value * math.exp(0.04)], axis=1)
-                view = find_saturation(throughputs(nw.GRID, figures), knee)
+                view = find_saturation(throughputs(knee_trials.GRID, figures), knee)
                 kneedles, peaks = kneedles + (view.kneedle is not None), peaks + (view.usl_peak is not None)
                 found = KneeLocator(users, value, curve="concave", direction="increasing").knee
                 bare += found is not None
@@ -216,25 +237,30 @@ def no_saturation(trials: int) -> None:
 
 
 def main() -> None:
-    trials = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+    trials = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
     print(f"{trials} trials each\n\n## The interval of the crossing\n")
-    studies = {family: nw.draw(family, trials, 5) for family in (*nw.FAMILIES, *nw.LONG)}
+    studies = {family: knee_trials.draw(family, trials, 5) for family in (*knee_trials.FAMILIES, *knee_trials.LONG)}
     coverage(studies)
     print("## Its estimate\n")
     estimates(studies)
     print("## Levels 10 % apart\n")
-    close = {family: nw.draw(family, trials // 4, 6, grid=CLOSE) for family in (*nw.FAMILIES, *nw.LONG)}
+    close = {
+        family: knee_trials.draw(family, trials // 4, 6, grid=CLOSE)
+        for family in (*knee_trials.FAMILIES, *knee_trials.LONG)
+    }
     coverage(close)
     estimates(close)
     print("## Crossings within 5 % of a tested level\n")
-    coverage({family: nw.draw(family, trials, 9, beside=True) for family in nw.FAMILIES})
+    coverage({family: knee_trials.draw(family, trials, 9, beside=True) for family in knee_trials.FAMILIES})
+    print("## After a search\n")
+    searches(trials // 4)
     print("## No knee\n")
     none_there(trials)
     print("## Intervals of p95\n")
     levels(trials)
     for noise in (0.0, 0.05):
         print(f"## Saturation, sessions differ by {noise:.0%}\n")
-        views({family: study for family, study in studies.items() if family in nw.FAMILIES}, noise)
+        views({family: study for family, study in studies.items() if family in knee_trials.FAMILIES}, noise)
     print("## No saturation\n")
     no_saturation(trials)
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from harness.analysis.levels import USERS
 from harness.records import Scenario, SweepPoint
 from harness.search import WORDS, Search, bracket, next_load
 
@@ -48,7 +49,8 @@ class Budget:
         where = "nothing measured yet"
         if known is not None:
             upper = "no load tested is surely outside" if known.high is None else f"surely outside from {known.high}"
-            where = f"{self.search.slo.words} is kept up to {known.low or 'no'} users, {upper}"
+            kept = f"up to {USERS.amount(known.low)}" if known.low else "by no tested load for sure"
+            where = f"{self.search.slo.words} is kept {kept}, {upper}"
         minutes = (time.monotonic() - self.began_s) / 60
         spent = f"{rows} of {self.search.max_cells} cells, {minutes:.1f} of {self.search.max_minutes:g} min"
         if isinstance(wanted, str):
@@ -56,7 +58,7 @@ class Budget:
         if rows >= self.last_cell:
             return None, f"{where}: its share of the cells is used up ({spent})"
         if time.monotonic() + seconds(wanted, own, scenario) > self.deadline_s:
-            return None, f"{where}: {wanted} users would take longer than its share of the minutes ({spent})"
+            return None, f"{where}: {USERS.amount(wanted)} would take longer than its share of the minutes ({spent})"
         return wanted, f"{where}: next {wanted} ({spent})"
 
     def window(self, scenario: Scenario) -> Scenario:

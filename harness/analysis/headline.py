@@ -46,7 +46,7 @@ def headlines(points: Sequence[SweepPoint], knees: Sequence[Knee], machine: str)
     else:
         sentences = [_compare(points, base, by_precision[other], machine) for other in order[1:]]
     care = _cautions(points)
-    return [f"{sentence} {care}".rstrip() for sentence in sentences]
+    return [*sentences[:-1], f"{sentences[-1]} {care}".rstrip()]
 
 
 def label(precision: str) -> str:

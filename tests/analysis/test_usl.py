@@ -124,17 +124,17 @@ def test_residuals_widen_what_the_intervals_do_not_know() -> None:
 
 
 def test_bound_by_hand() -> None:
-    """X(2) = 40, X_max = 120: N* = 2 · 120 / 40 = 6. Its ends by two figures of ± 10 % each in logs: e^(± 0.1 √2)."""
-    spread = {2: 40.0, 8: 120.0, 16: 110.0}
+    """X(2) = 40, X_max = 120: N* = 2 · 120 / 40 = 6. In logs the slow level may be 0.05 less and 0.1 more, the fast one
+    0.2 less and 0.15 more: the lower end √(0.2² + 0.1²) below, the upper √(0.15² + 0.05²) above."""
+    ends = {2: (40.0, -0.05, 0.1), 8: (120.0, -0.2, 0.15), 16: (110.0, -0.1, 0.1)}
     levels = [
-        replace(row(conc, tok_s), tok_s_lo=tok_s * math.exp(-0.1), tok_s_hi=tok_s * math.exp(0.1))
-        for conc, tok_s in spread.items()
+        replace(row(conc, tok_s), tok_s_lo=tok_s * math.exp(down), tok_s_hi=tok_s * math.exp(up))
+        for conc, (tok_s, down, up) in ends.items()
     ]
     found = find_saturation(levels, KNEE)
     assert (found.bound, found.bound_from) == (pytest.approx(6.0), 2.0)
-    assert (found.bound_lo, found.bound_hi) == (
-        pytest.approx(6 * math.exp(-0.1 * math.sqrt(2))), pytest.approx(6 * math.exp(0.1 * math.sqrt(2))),
-    )  # fmt: skip
+    assert found.bound_lo == pytest.approx(6 * math.exp(-math.hypot(0.2, 0.1)))
+    assert found.bound_hi == pytest.approx(6 * math.exp(math.hypot(0.15, 0.05)))
     assert (found.levels, found.kneedle, found.usl_rate) == (3, None, None)
 
 
@@ -147,7 +147,7 @@ def test_kneedle_on_its_authors_example() -> None:
 def test_six_levels_make_a_curve() -> None:
     figures = law(10, 0.05, 0.002)
     six, five = (find_saturation(rows(figures[:n], grid=GRID[:n]), KNEE) for n in (6, 5))
-    assert six.usl_rate and six.kneedle
+    assert six.kneedle is not None and saturation_views(six) == [six.kneedle, six.usl_saturation]
     assert (five.usl_rate, five.usl_saturation, five.kneedle, five.levels) == (None, None, None, 5)
     assert five.bound is not None and saturation_views(five) == [five.bound]
 
@@ -270,3 +270,4 @@ def test_shape_reads_the_ends_of_the_intervals() -> None:
     assert shape(users, figures) == "bends"
     figures[1, 1] = 14.9
     assert shape(users, figures) == "flat"
+    assert shape(users, np.array([[10.0, 5.0, 20.0], [30.0, 19.0, 44.0]])) == "flat"
