@@ -10,6 +10,7 @@
     history.py      the runs of a directory as rows
     terminal.py     what the commands print
 
+    page.py         a Markdown page out of its template
     tables.py       records as Markdown tables
     knees.py        knees, their three views and crossovers in words
     planning.py     cards, money and memory in words

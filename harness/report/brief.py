@@ -6,12 +6,9 @@ and money from planning.py, those about knees from knees.py. Text from outside g
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from harness.analysis.bullets import AGAINST, FOR, Absent, Bullet
 from harness.analysis.capacity import Freed, operating_levels
@@ -26,6 +23,7 @@ from harness.assumptions import Assumptions
 from harness.records import Knee, Ratio
 from harness.report.guidance import beyond, cite, guidance_table, risks_table
 from harness.report.knees import cause_words, crossover_words, rule_of_thumb
+from harness.report.page import write_page
 from harness.report.planning import (
     demand_sentence,
     freed_sentences,
@@ -47,7 +45,7 @@ def write_brief(run: Run, knees: Sequence[Knee], ratios: Sequence[Ratio], assump
     told = run.settings.get("checkpoint_bytes")
     groups = judge(run.points, run.requests, knees, ratios, told if isinstance(told, dict) else None)
     decision = decide(case) if case else decide_alone(next(iter(knees), None), run.points, run.slo)
-    return _write(
+    return write_page(
         "risk_brief.md.j2",
         path,
         title=escape(f"{run.model}, {run.scenario_name} scenario"),
@@ -77,7 +75,7 @@ def write_case(run: Run, knees: Sequence[Knee], ratios: Sequence[Ratio], assumpt
     gains = [bullet(case) for bullet in FOR] if case else []
     losses = [bullet(case) for bullet in AGAINST] if case else []
     unit = axis(run.points)
-    return _write(
+    return write_page(
         "business_case.md.j2",
         path,
         title=escape(f"{run.model}, {run.scenario_name} scenario"),
@@ -93,20 +91,6 @@ def write_case(run: Run, knees: Sequence[Knee], ratios: Sequence[Ratio], assumpt
         assumed=[escape(line) for line in _assumed(run, knees, assumptions)],
         run=run.name,
     )
-
-
-def _write(template: str, path: Path, **words: Any) -> Path:
-    templates = Environment(
-        loader=PackageLoader("harness.report"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,  # Markdown, not HTML; text from outside goes through escape()
-    )
-    page = templates.get_template(template).render(**words)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(re.sub(r"\n{3,}", "\n\n", page).rstrip() + "\n", encoding="utf-8")
-    return path
 
 
 def _case(run: Run, knees: Sequence[Knee], ratios: Sequence[Ratio], assumptions: Assumptions) -> Case | None:

@@ -6,12 +6,9 @@ for another reader (HTML, workbook) starts from the same records and tables.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from harness.analysis.capacity import MemoryLine, capacity_lines, memory_split, plan_cards
 from harness.analysis.compare import MIN_PAIRS, compare
@@ -22,8 +19,9 @@ from harness.analysis.levels import RATE, USERS, axis, latest, load, precision_o
 from harness.analysis.spend import spends
 from harness.analysis.usl import find_saturations
 from harness.assumptions import Assumptions
-from harness.records import CostLine, Knee, Ratio, SweepPoint
+from harness.records import Knee, Ratio, SweepPoint
 from harness.report.knees import crossover_words, rule_of_thumb, views_table, views_words
+from harness.report.page import write_page
 from harness.report.planning import has_demand, plan_table, planning_sentences, spend_table, stated_table
 from harness.report.plots import write_figures
 from harness.report.run import Run
@@ -40,7 +38,7 @@ from harness.report.tables import (
 )
 
 
-def write_page(
+def write_capacity(
     run: Run,
     knees: Sequence[Knee],
     ratios: Sequence[Ratio],
@@ -54,37 +52,17 @@ def write_page(
     figures = write_figures(
         run.points, knees, costs, out_dir / "figures", slo=run.slo, card_gib=card_gib, assumptions=assumptions
     )
-    page = out_dir / "capacity.md"
-    stems = {path.stem for path in figures}
-    page.write_text(_page(run, knees, costs, ratios, assumptions, beside, stems), encoding="utf-8")
-    return [page, *figures]
-
-
-def _page(
-    run: Run,
-    knees: Sequence[Knee],
-    costs: Sequence[CostLine],
-    ratios: Sequence[Ratio],
-    assumptions: Assumptions,
-    beside: Sequence[Run],
-    figures: set[str],
-) -> str:
-    templates = Environment(
-        loader=PackageLoader("harness.report"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,  # Markdown, not HTML; text from outside goes through escape()
-    )
     said = headlines(run.points, knees, run.machine) if knees else at_one_load(run.points, run.slo, run.machine)
     saturations = find_saturations(run.points, knees)
     memory_titles = {"gpu": "VRAM", "host": "Host memory (the engine ran on the CPU)"}
-    page = templates.get_template("capacity.md.j2").render(
+    page = write_page(
+        "capacity.md.j2",
+        out_dir / "capacity.md",
         title=escape(f"{run.model}, {run.scenario_name} scenario"),
         headlines=[escape(sentence) for sentence in said],
         cautions=cautions(run),
         setup=setup_table(run),
-        figures=figures,
+        figures={path.stem for path in figures},
         alt=_alt(run),
         unit=axis(run.points),
         rule=rule_of_thumb(run.points, knees, run.machine),
@@ -106,7 +84,7 @@ def _page(
         **_planning(run, knees, assumptions),
         run=run.name,
     )
-    return re.sub(r"\n{3,}", "\n\n", page).rstrip() + "\n"
+    return [page, *figures]
 
 
 def _knee_words(run: Run, knee: Knee) -> str:

@@ -22,7 +22,7 @@ from harness.prices import load_prices
 from harness.records import Knee, Ratio, write_table
 from harness.report.brief import write_brief, write_case
 from harness.report.html import write_html
-from harness.report.markdown import write_page
+from harness.report.markdown import write_capacity
 from harness.report.run import load_run
 from harness.report.workbook import write_workbook
 from harness.rundir import ASSUMPTIONS, report_dir_of
@@ -52,7 +52,7 @@ def write_report(
     knees = find_knees(run.points, run.slo)
     ratios = compare(run.points, run.requests)
     out_dir.mkdir(parents=True, exist_ok=True)
-    page, *figures = write_page(run, knees, ratios, given, out_dir, [load_run(other) for other in beside])
+    page, *figures = write_capacity(run, knees, ratios, given, out_dir, [load_run(other) for other in beside])
     written = [
         page,
         write_html(run, given, page.read_text(encoding="utf-8"), figures, out_dir / "capacity.html"),

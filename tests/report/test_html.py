@@ -25,7 +25,7 @@ from harness.errors import InputError
 from harness.records import SweepPoint, write_table
 from harness.report import plots
 from harness.report.html import STYLES, dress, inline_svg, write_html
-from harness.report.markdown import write_page
+from harness.report.markdown import write_capacity
 from harness.report.run import load_run
 from harness.report.tables import escape, table
 from harness.report.whatif import Knob, panel
@@ -61,7 +61,7 @@ def markdown(folder: Path) -> tuple[str, list[Path]]:
     """The text of capacity.md, and its figures."""
     run = load_run(folder)
     knees, ratios = find_knees(run.points, run.slo), compare(run.points, run.requests)
-    page, *figures = write_page(run, knees, ratios, Assumptions(), folder / "report")
+    page, *figures = write_capacity(run, knees, ratios, Assumptions(), folder / "report")
     return page.read_text(), figures
 
 

@@ -33,7 +33,7 @@ from harness.analysis.spend import spends
 from harness.assumptions import Assumptions
 from harness.records import SweepPoint, write_table
 from harness.report.html import write_html
-from harness.report.markdown import write_page
+from harness.report.markdown import write_capacity
 from harness.report.planning import percent
 from harness.report.run import Run, load_run
 from harness.report.tables import interval, number, points_table
@@ -160,7 +160,7 @@ def write(
     text, figures = f"# Capacity\n\n## Every point\n\n{points_table(run.points)}\n", []
     if whole:
         knees, ratios = find_knees(run.points, run.slo), compare(run.points, run.requests)
-        page, *figures = write_page(run, knees, ratios, assumptions, folder / "report")
+        page, *figures = write_capacity(run, knees, ratios, assumptions, folder / "report")
         text = page.read_text()
     return Written(write_html(run, assumptions, text, figures, folder / "capacity.html"), run, assumptions)
 

@@ -21,7 +21,7 @@ from harness.analysis.knee import find_knees
 from harness.assumptions import Assumptions
 from harness.errors import InputError, RecordError
 from harness.records import Cell, Ratio, RequestRecord, SweepPoint, write_table
-from harness.report.markdown import write_page
+from harness.report.markdown import write_capacity
 from harness.report.placing import nice_ticks, spread
 from harness.report.plots import latency
 from harness.report.run import load_run
@@ -143,7 +143,7 @@ def write_report(directory: Path, out: Path) -> list[Path]:
     """The page and its figures alone; all papers are in test_papers.py."""
     run = load_run(directory)
     out.mkdir(exist_ok=True)
-    return write_page(run, find_knees(run.points, run.slo), compare(run.points, run.requests), Assumptions(), out)
+    return write_capacity(run, find_knees(run.points, run.slo), compare(run.points, run.requests), Assumptions(), out)
 
 
 def page(directory: Path, out: Path) -> str:
