@@ -1,12 +1,13 @@
 """How well knees are found: intervals against exact truths, and the views of saturation; the tables of docs/knees.md.
 
-python benchmarks/knees.py [TRIALS]          about 25 minutes on one core with 1,000 trials
+python benchmarks/knees.py [TRIALS]          about half an hour on one core with 1,000 trials
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import knee_trials
@@ -180,9 +181,27 @@ def saturations(study: knee_trials.Study, noise: float) -> tuple[list[Saturation
     return found, others
 
 
+def agreements(studies: dict[str, knee_trials.Study]) -> None:
+    """What is said of the SLO's crossing and saturation together, and how often the order of the two is right."""
+    rows = []
+    for family, study in studies.items():
+        said, right = Counter[str](), 0
+        for knee, figures, network, true in zip(
+            knee_trials.knees(study), knee_trials.req_s(study), study.networks, study.truth, strict=True
+        ):
+            verdict = find_saturation(throughputs(study.grid, figures), knee).agreement or "none"
+            first = "latency" if true < networks.saturation(network) else "throughput"
+            said[verdict] += 1
+            right += verdict == first
+        ordered = said["latency"] + said["throughput"]
+        cells = [percent(said[name] / len(study.truth)) for name in ("agree", "latency", "throughput", "mixed", "none")]
+        rows.append([family, *cells, f"{right} of {ordered}"])
+    table(["% said", "agree", "latency", "throughput", "mixed", "nothing", "order right"], rows)
+
+
 def throughputs(grid: Sequence[int], figures: networks.Floats) -> list[SweepPoint]:
     return [
-        SweepPoint("made", "made", users, verdict="valid", tok_s=value, tok_s_lo=low, tok_s_hi=high)
+        SweepPoint("made", "bf16", users, verdict="valid", tok_s=value, tok_s_lo=low, tok_s_hi=high)
         for users, (value, low, high) in zip(grid, figures.tolist(), strict=True)
     ]
 
@@ -261,6 +280,8 @@ def main() -> None:
     for noise in (0.0, 0.05):
         print(f"## Saturation, sessions differ by {noise:.0%}\n")
         views({family: study for family, study in studies.items() if family in knee_trials.FAMILIES}, noise)
+    print("## Both together\n")
+    agreements({family: study for family, study in studies.items() if family in knee_trials.FAMILIES})
     print("## No saturation\n")
     no_saturation(trials)
 

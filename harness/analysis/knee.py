@@ -273,6 +273,7 @@ def _bootstrap(
     for limit in limits(slo):  # one draw a level for all its limits: a slow session is slow in all of them
         crossing = np.minimum(crossing, _crossings(doubtful, limit, _figures(doubtful, limit, draws)))
     low, high = np.sort(np.maximum(crossing, cross_lo))[[int(0.025 * DRAWS), int(0.975 * DRAWS)]]
+    high = max(high, load(doubtful[0]))  # as `cross` is put at the smallest level where it begins below it
     return (None if math.isinf(low) else float(low)), (None if math.isinf(high) else float(high))
 
 
