@@ -216,19 +216,19 @@ class _Run:
 
     def session(self, session: Session, shared: SweepPoint) -> None:
         """Serve the variant and run its cells, with a second start of the engine for a cell in which it died."""
-        tried: dict[str, int] = {}
+        deaths: dict[str, int] = {}
         cell = self.next_cell(session)
         while cell is not None:
             with self.open_engine(session.variant, session.repeat) as service:
                 while cell is not None:
-                    tried[cell.key] = tried.get(cell.key, 0) + 1
                     self.observer.cell_begins(cell, len(self.directory.done) + len(self.points) + 1, self.total)
                     point, failure, died = self.cell(cell, shared, session.variant, service)
-                    if died and self.plan.restarts and tried[cell.key] < ATTEMPTS:
+                    deaths[cell.key] = deaths.get(cell.key, 0) + died
+                    if died and self.plan.restarts and deaths[cell.key] < ATTEMPTS:
                         self.observer.status(f"the engine died in {cell.key}; it is started once more")
                         cell = replace(cell, attempt=cell.attempt + 1)
                         break
-                    if tried[cell.key] > 1:
+                    if deaths[cell.key] > died:  # it died in an earlier try, and this is the second start's
                         point = validity.worsen(point, "engine_restarted", "suspect")
                     self.directory.add_point(point)
                     self.points.append(point)

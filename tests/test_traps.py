@@ -226,7 +226,7 @@ def test_the_mean_of_an_empty_list_shown_as_0_ms(truth: Truth, generators: Gener
     cells = dict(zip(header(SweepPoint), to_row(row(url, load)), strict=True))
     starts = ("tok_s", "req_s", "chunks_s", "ttft_", "tpot_", "itl_", "p50_", "p95_", "p99_", "usd_per_1m")
     figures = [name for name in cells if name.startswith(starts) or name.endswith("tokens_mean")]
-    assert len(figures) == 20
+    assert len(figures) == 24
     assert {name: cells[name] for name in figures if cells[name]} == {}
     assert cells["requests"] == "0" and int(cells["errors"]) > 0, "a count of nothing is 0"
 

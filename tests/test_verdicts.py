@@ -24,7 +24,7 @@ import httpx
 import pytest
 import uvloop
 
-from harness.analysis import metrics
+from harness.analysis import metrics, validity
 from harness.analysis.validity import Conditions, judge
 from harness.engines import Engine, ServeSpec, Target, endpoint
 from harness.engines.address import Address
@@ -44,6 +44,8 @@ from harness.load.workload import Dialect
 from harness.models import resolve
 from harness.records import Cell, GpuSample, RequestRecord, Scenario, SweepPoint, read_table
 from harness.rundir import RunDirectory
+from harness.search import Search
+from harness.slo import Slo
 from harness.sweep import Plan, Service, Session, Variant, make_point, run_sweep
 from harness.telemetry.watch import EngineWatch
 
@@ -455,6 +457,21 @@ def test_an_engine_that_dies_is_started_again_and_its_cell_is_marked(tmp_path: P
     assert [text for text in deaths.said if "died" in text]
     attempts = {record.attempt for record in read_table(tmp_path / "run" / "requests.csv", RequestRecord)}
     assert attempts == {1, 2}, "what the first one answered is kept"
+
+
+def test_a_load_that_a_search_measures_again_is_no_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One user is invalid the first time: its second row stands by itself, and nothing was started again."""
+    verdicts = iter([("invalid", ("client_bound",))])
+    monkeypatch.setattr(validity, "judge", lambda *_: next(verdicts, ("valid", ())))
+    quiet, plan = Deaths(0), Plan(SHORT, search=Search(Slo(p95_s=60.0), max_cells=3))
+    with RunDirectory(tmp_path / "run") as directory:
+        began = time.monotonic()
+        sessions = [Session(Variant("bf16"), 1)]
+        run_sweep(sessions, plan, directory, SweepPoint("run", "", 0), quiet.open_engine, quiet, began)
+    rows = read_table(tmp_path / "run" / "points.csv", SweepPoint)
+    assert [(row.conc, row.attempt, row.verdict_reasons) for row in rows] == [
+        (1, 1, ("client_bound",)), (1, 2, ()), (2, 1, ()),
+    ]  # fmt: skip
 
 
 def test_an_engine_that_dies_twice_ends_its_session_and_not_the_sweep(tmp_path: Path) -> None:
