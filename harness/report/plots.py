@@ -356,7 +356,8 @@ def _log_axis(axes: Axes, shown: Sequence[float], form: str) -> None:
 
 
 def _end_labels(axes: Axes, ends: Sequence[End]) -> None:
-    """Name each line at its end; labels that would touch move apart."""
+    """Name each line in a column behind the longest; labels that would touch move apart, a thin line leads to what ends
+    earlier."""
     to_fraction = axes.transScale + axes.transLimits
     places = [to_fraction.transform((x, y)) for _, _, x, y in ends]
     gap = 0.062 * max((text.count("\n") + 1 for text, *_ in ends), default=1)
@@ -364,8 +365,12 @@ def _end_labels(axes: Axes, ends: Sequence[End]) -> None:
     floor = gap / 2 - 0.02  # nothing below the axis
     for rank, index in enumerate(sorted(range(len(heights)), key=heights.__getitem__)):
         heights[index] = max(heights[index], floor + rank * gap)
+    column = max((float(place[0]) for place in places), default=1.0)
     for (text, colour, *_), place, height in zip(ends, places, heights, strict=True):
-        axes.annotate(text, (float(place[0]), height), (13, 0), xycoords="axes fraction", textcoords="offset points",
+        if text and column - place[0] > 0.06:
+            axes.plot([place[0] + 0.012, column + 0.008], [place[1], height], color=colour, linewidth=0.8, alpha=0.6,
+                      transform=axes.transAxes, clip_on=False, zorder=1)  # fmt: skip
+        axes.annotate(text, (column, height), (13, 0), xycoords="axes fraction", textcoords="offset points",
                       va="center", color=colour, fontweight="bold", annotation_clip=False)  # fmt: skip
 
 
