@@ -75,7 +75,14 @@ def test_the_wheel_holds_two_packages_and_the_scenarios(tmp_path: Path) -> None:
     assert {name for name in top if not name.endswith(".dist-info")} == {"harness", "quantize"}
     for needed in ("chat.toml", "catalogue/prices.toml", "demo-model/model.safetensors", "demo-model/tokenizer.json"):
         assert f"harness/_scenarios/{needed}" in names
-    for needed in ("capacity.md.j2", "capacity.html.j2", "capacity.css", "capacity.js", "whatif.js", "risk_brief.md.j2"):
+    for needed in (
+        "capacity.md.j2",
+        "capacity.html.j2",
+        "capacity.css",
+        "capacity.js",
+        "whatif.js",
+        "risk_brief.md.j2",
+    ):
         assert f"harness/report/templates/{needed}" in names
     assert "harness/engines/permit/sitecustomize.py" in names
 
