@@ -9,12 +9,11 @@ from __future__ import annotations
 import tomllib
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
+from harness import settings
 from harness.errors import InputError
 from harness.load.schedule import Arrival, mean_rate, read_trace
 from harness.prices import load_prices
@@ -121,17 +120,7 @@ def load_assumptions(path: Path | None = None, prices: Path | None = None, **ove
             raise InputError(f"{source}: no readable TOML: {error}", remedy="see docs/cost.md") from error
     table |= {key: value for key, value in overrides.items() if value is not None}
     table = _looked_up(table, prices, source)
-    known = [field.name for field in fields(Assumptions)]
-    for key in table:
-        if key not in known:
-            raise InputError(f"{source}: unknown key {key!r}", allowed=", ".join(known), remedy="see docs/cost.md")
-    try:
-        assumptions = TypeAdapter(Assumptions).validate_python(table)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "?"
-        raise InputError(f"{source}: {key} = {first.get('input')!r}: {first['msg']}") from error
-    return check_assumptions(assumptions, source)
+    return check_assumptions(settings.record_of(Assumptions, table, source, remedy="see docs/cost.md"), source)
 
 
 _CATALOGUE = ("rent", "own", "electricity", "api")
@@ -225,18 +214,12 @@ RANGES: dict[str, tuple[float, float]] = {
 
 def check_assumptions(assumptions: Assumptions, source: str = "assumptions") -> Assumptions:
     """Return them when every value is in range and fits the others; raise InputError naming the key."""
-    for key, (low, high) in RANGES.items():
-        value = getattr(assumptions, key)
-        if value is not None and not low <= value <= high:
-            raise InputError(f"{source}: {key} = {value}", allowed=f"{low:g} to {high:g}")
-    for wrong, problem, allowed in _conflicts(assumptions):
-        if wrong:
-            raise InputError(f"{source}: {problem}", allowed=allowed)
+    settings.check(assumptions, RANGES, _conflicts(assumptions), source)
     return assumptions
 
 
-def _conflicts(given: Assumptions) -> list[tuple[bool, str, str]]:
-    """(whether it is so, what is wrong, what is allowed) of the values that have to fit each other."""
+def _conflicts(given: Assumptions) -> list[settings.Conflict]:
+    """Of the values that have to fit each other."""
     owning = "with card_usd: who rents pays for host and electricity in usd_per_hour"
     api = (given.api_usd_per_1m_input, given.api_usd_per_1m_output)
     peak_per_day = None if given.peak_rps is None else given.peak_rps * DAY_S

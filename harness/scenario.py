@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Collection
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
+from harness import settings
 from harness.errors import ScenarioError
 from harness.load.dataset import Prompts, longest_tokens, read_dataset, tokenize_dataset
 from harness.load.schedule import lengths_from_trace, read_trace
@@ -70,7 +69,7 @@ def load_scenario(name_or_path: str, *, slo: Slo | None = None, **overrides: Any
         table.setdefault("arrivals", "trace")
     if "trace" in table or "dataset" in table:
         table.setdefault("length_distribution", "empirical")
-    scenario = _from_table(table, path.name)
+    scenario = settings.record_of(Scenario, table, path.name, error=ScenarioError)
     if slo is not None:
         scenario = replace(
             scenario,
@@ -92,19 +91,6 @@ def _with_means(scenario: Scenario, given: Collection[str]) -> Scenario:
         "output_tokens": max(2, round(fmean(item.output_tokens or 0 for item in trace))),
     }
     return replace(scenario, **{key: mean for key, mean in means.items() if key not in given})
-
-
-def _from_table(table: dict[str, Any], source: str) -> Scenario:
-    known = [field.name for field in fields(Scenario)]
-    for key in table:
-        if key not in known:
-            raise ScenarioError(f"{source}: unknown key {key!r}", allowed=", ".join(known))
-    try:
-        return TypeAdapter(Scenario).validate_python(table)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "?"
-        raise ScenarioError(f"{source}: {key} = {first.get('input')!r}: {first['msg']}") from error
 
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -137,13 +123,7 @@ _MOST_UNIFORM_JITTER = 0.9
 
 def check_scenario(scenario: Scenario, source: str) -> Scenario:
     """Return the scenario when every value is in range and fits the others; raise ScenarioError naming the key."""
-    for key, (low, high) in _RANGES.items():
-        value = getattr(scenario, key)
-        if value is not None and not low <= value <= high:
-            raise ScenarioError(f"{source}: {key} = {value}", allowed=f"{low:g} to {high:g}")
-    for wrong, problem, allowed in _conflicts(scenario):
-        if wrong:
-            raise ScenarioError(f"{source}: {problem}", allowed=allowed)
+    settings.check(scenario, _RANGES, _conflicts(scenario), source, error=ScenarioError)
     for key in ("trace", "dataset"):
         value = getattr(scenario, key)
         if value is not None and not Path(value).is_file():
@@ -157,8 +137,8 @@ def check_scenario(scenario: Scenario, source: str) -> Scenario:
     return scenario
 
 
-def _conflicts(scenario: Scenario) -> list[tuple[bool, str, str]]:
-    """(whether it is so, what is wrong, what is allowed) of the values that have to fit each other."""
+def _conflicts(scenario: Scenario) -> list[settings.Conflict]:
+    """Of the values that have to fit each other."""
     kind, lengths = scenario.arrivals, scenario.length_distribution
     has_file = scenario.trace is not None or scenario.dataset is not None
     return [

@@ -90,7 +90,7 @@ def hour_usd(assumptions: Assumptions, level: SweepPoint) -> Hour | None:
         return None if rent is None else Hour(rent, utilisation=share)
     written_off = (assumptions.card_usd + assumptions.host_usd) * (1 - assumptions.residual)
     hour = Hour(written_off / (assumptions.years * YEAR_H), utilisation=share)
-    watts = level.power_w if assumptions.watts is None else assumptions.watts
+    watts = watts_under_load(assumptions, level)
     if not assumptions.usd_per_kwh:
         return replace(hour, note="electricity left out: its price is 0")
     if watts is None:
@@ -102,6 +102,11 @@ def hour_usd(assumptions: Assumptions, level: SweepPoint) -> Hour | None:
         load_usd=(watts - assumptions.idle_watts) * usd_per_watt,
         watts=watts,
     )
+
+
+def watts_under_load(assumptions: Assumptions, level: SweepPoint) -> float | None:
+    """Power of a card: as assumed, else as measured."""
+    return level.power_w if assumptions.watts is None else assumptions.watts
 
 
 # --- prices -----------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from harness.analysis.headline import label
 from harness.analysis.knee import limits, reading, standing
 from harness.analysis.levels import USERS, axis, load, one_trace, precision_order
 from harness.analysis.saving import savings
-from harness.assumptions import Assumptions
+from harness.assumptions import RANGES, Assumptions
 from harness.records import Knee, SweepPoint
 from harness.report.run import Run
 from harness.slo import Slo
@@ -157,35 +157,43 @@ def _service_knobs(slo: Slo, judged: Sequence[SweepPoint]) -> list[Knob]:
 
 def _price_knobs(run: Run, assumptions: Assumptions) -> list[Knob]:
     share = run.common("utilisation") if assumptions.utilisation is None else assumptions.utilisation
-    busy = Knob("utilisation", "Utilisation", "%", share, 0.1, 100, 1, 100, 1, 100, optional=share is None)
+    busy = _knob("utilisation", "Utilisation", "%", share, 1, 100, step=1, parts=100, optional=share is None)
     if assumptions.card_usd is not None:
         low, high = _around(assumptions.card_usd, 1000)
-        return [Knob("card_usd", "Price of a card", "USD", assumptions.card_usd, 0, 1e7, low, high), busy]
+        return [_knob("card_usd", "Price of a card", "USD", assumptions.card_usd, low, high), busy]
     rent = run.common("usd_per_hour") if assumptions.usd_per_hour is None else assumptions.usd_per_hour
     low, high = _around(rent, 1)
-    return [Knob("usd_per_hour", "Card-hour", "USD", rent, 0, 1e5, low, high, optional=rent is None), busy]
+    return [_knob("usd_per_hour", "Card-hour", "USD", rent, low, high, optional=rent is None), busy]
 
 
 def _traffic_knobs(run: Run, assumptions: Assumptions) -> list[Knob]:
     given = assumptions
     knobs = [
-        Knob("requests_per_day", "Requests a day", "", given.requests_per_day, 0.001, 1e12, 100, 1e8, optional=True),
-        Knob("peak_factor", "Peak factor", "×", given.peak_factor, 1, 1e4, 1, 20, step=0.5),
+        _knob("requests_per_day", "Requests a day", "", given.requests_per_day, 100, 1e8, optional=True),
+        _knob("peak_factor", "Peak factor", "×", given.peak_factor, 1, 20, step=0.5),
     ]
     if given.peak_rps is not None:
         low, high = _around(given.peak_rps, 1)
-        knobs[1] = Knob("peak_rps", "Requests/s at the peak", "", given.peak_rps, 1e-6, 1e9, low, high)
+        knobs[1] = _knob("peak_rps", "Requests/s at the peak", "", given.peak_rps, low, high)
     if axis(run.points) is USERS:
-        users = Knob("users", "Users at the peak", "", given.users, 1, 1e9, 1, 1e4, whole=True, optional=True)
+        users = _knob("users", "Users at the peak", "", given.users, 1, 1e4, whole=True, optional=True)
         knobs.insert(0, users)
     return knobs
 
 
 def _reserve_knobs(assumptions: Assumptions) -> list[Knob]:
     return [
-        Knob("headroom", "Headroom", "%", assumptions.headroom, 0, 95, 0, 95, step=1, parts=100),
-        Knob("failover", "Failover cards", "", assumptions.failover, 0, 1e4, 0, 8, step=1, whole=True),
+        _knob("headroom", "Headroom", "%", assumptions.headroom, 0, 95, step=1, parts=100),
+        _knob("failover", "Failover cards", "", assumptions.failover, 0, 8, step=1, whole=True),
     ]
+
+
+def _knob(
+    name: str, label: str, unit: str, value: float | None, low: float, high: float, *, parts: float = 1, **more: Any
+) -> Knob:
+    """Of an assumption, whose range the library knows."""
+    least, most = (end * parts for end in RANGES[name])
+    return Knob(name, label, unit, value, least, most, low, high, parts=parts, **more)
 
 
 def _around(value: float | None, usual: float) -> tuple[float, float]:

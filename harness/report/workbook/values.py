@@ -12,7 +12,17 @@ from dataclasses import replace
 
 from harness.analysis.capacity import CardPlan, Freed, MemoryLine, freed_memory, memory_split, plan_cards
 from harness.analysis.compare import Estimate, throughput_ratio
-from harness.analysis.cost import Hour, Prices, between, hour_usd, input_tok_s, price, prices_at, stated_lines
+from harness.analysis.cost import (
+    Hour,
+    Prices,
+    between,
+    hour_usd,
+    input_tok_s,
+    price,
+    prices_at,
+    stated_lines,
+    watts_under_load,
+)
 from harness.analysis.knee import placed, reading, safe_load
 from harness.analysis.levels import BOOTSTRAP_FROM, USERS, axis, levels, load
 from harness.analysis.saving import Saving, savings
@@ -60,15 +70,7 @@ def _measured(level: SweepPoint) -> Cells:
     cells: Cells = {
         "load": load(level),
         "verdict": level.verdict,
-        "tok_s": level.tok_s,
-        "tok_s_lo": level.tok_s_lo,
-        "tok_s_hi": level.tok_s_hi,
-        "req_s": level.req_s,
-        "input_tokens": level.input_tokens_mean,
-        "output_tokens": level.output_tokens_mean,
-        "power": level.power_w,
-        "row_usd": level.usd_per_hour,
-        "row_share": level.utilisation,
+        **_priced_by(level, level),
     }
     for key, column in (("p95", "p95_ms"), ("ttft", "ttft_p95_ms"), ("tpot", "tpot_p95_ms")):
         read = reading(level, column) or (None, None, None)
@@ -77,6 +79,21 @@ def _measured(level: SweepPoint) -> Cells:
     outside = reading(level, "goodput")
     cells |= {"goodput": level.goodput, "goodput_lo": None if outside is None else 1 - outside[2]}
     return cells
+
+
+def _priced_by(level: SweepPoint, row: SweepPoint) -> Cells:
+    """What the prices of a level are made from; `row`: whose price of an hour and share count."""
+    return {
+        "tok_s": level.tok_s,
+        "tok_s_lo": level.tok_s_lo,
+        "tok_s_hi": level.tok_s_hi,
+        "req_s": level.req_s,
+        "input_tokens": level.input_tokens_mean,
+        "output_tokens": level.output_tokens_mean,
+        "power": level.power_w,
+        "row_usd": row.usd_per_hour,
+        "row_share": row.utilisation,
+    }
 
 
 def _kept(level: SweepPoint, slo: Slo) -> Cells:
@@ -94,16 +111,12 @@ def _kept(level: SweepPoint, slo: Slo) -> Cells:
 def _hour(level: SweepPoint, assumptions: Assumptions) -> Cells:
     hour = hour_usd(assumptions, level)
     cells: Cells = {
-        "watts": _watts(level, assumptions),
+        "watts": watts_under_load(assumptions, level),
         "share": level.utilisation if assumptions.utilisation is None else assumptions.utilisation,
     }
     if hour is not None:
         cells |= {"capital": hour.capital_usd, "idle": hour.idle_usd, "under_load": hour.load_usd, "hour": hour.usd}
     return cells
-
-
-def _watts(level: SweepPoint, assumptions: Assumptions) -> float | None:
-    return level.power_w if assumptions.watts is None else assumptions.watts
 
 
 def _level_prices(level: SweepPoint, assumptions: Assumptions) -> Cells:
@@ -192,16 +205,8 @@ def _at_stated(
 def _at_point(point: str, level: SweepPoint, row: SweepPoint, line: CostLine, assumptions: Assumptions) -> Cells:
     """What a price needs and the prices, at a level that may lie between two; `row`: whose price and share count."""
     cells: Cells = {
-        "tok_s": level.tok_s,
-        "tok_s_lo": level.tok_s_lo,
-        "tok_s_hi": level.tok_s_hi,
-        "req_s": level.req_s,
-        "input_tokens": level.input_tokens_mean,
-        "output_tokens": level.output_tokens_mean,
+        **_priced_by(level, row),
         "p95": None if level.p95_ms is None else level.p95_ms / 1e3,
-        "power": level.power_w,
-        "row_usd": row.usd_per_hour,
-        "row_share": row.utilisation,
         "input_tok_s": line.input_tok_s,
     }
     cells |= _hour(level, assumptions)
@@ -271,10 +276,7 @@ def _saving(
     saving: Saving, base: SweepPoint | None, at: SweepPoint | None, assumptions: Assumptions, sessions: Sessions
 ) -> Cells:
     cells: Cells = {"saving": saving.share, "saving_lo": saving.share_lo, "saving_hi": saving.share_hi}
-    powered = [
-        level is not None and (level.power_w if assumptions.watts is None else assumptions.watts) is not None
-        for level in (base, at)
-    ]
+    powered = [level is not None and watts_under_load(assumptions, level) is not None for level in (base, at)]
     pays = assumptions.owned and assumptions.usd_per_kwh > 0
     cells |= {"pairs": 0, "alike": "no" if pays and powered[0] != powered[1] else "yes"}
     if base is None or at is None:
