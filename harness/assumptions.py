@@ -130,31 +130,32 @@ def _looked_up(table: dict[str, Any], prices: Path | None, source: str) -> dict[
     """The table with names of the catalogue replaced by their prices; a price that is given itself goes before."""
     if "sources" in table:
         raise InputError(f"{source}: sources is written, not given", remedy="name an entry of the catalogue")
+    given = {key: value for key, value in table.items() if key not in _CATALOGUE}
     names = {key: str(table[key]) for key in _CATALOGUE if key in table}
     if not names and prices is None:
         return table
     catalogue = load_prices(prices)
+    entries: list[tuple[dict[str, float], str]] = []
     found: dict[str, Any] = {}
-    sources = []
     if "rent" in names:
         offer = catalogue.rent_of(names["rent"])[0]
-        found["usd_per_hour"] = offer.usd_per_hour
-        sources.append(f"{offer.name} for {offer.words}, {offer.source}")
+        entries.append(({"usd_per_hour": offer.usd_per_hour}, f"{offer.name} for {offer.words}, {offer.source}"))
     if "own" in names:
         card = catalogue.buy_of(names["own"])
-        found["card_usd"] = card.usd
-        sources.append(f"{card.name} for {card.words}, {card.source}")
+        entries.append(({"card_usd": card.usd}, f"{card.name} for {card.words}, {card.source}"))
     if "electricity" in names:
         tariff = catalogue.electricity(names["electricity"])
-        found["usd_per_kwh"] = tariff.usd_per_kwh
-        sources.append(f"electricity for {tariff.words}, {tariff.source}")
+        entries.append(({"usd_per_kwh": tariff.usd_per_kwh}, f"electricity for {tariff.words}, {tariff.source}"))
     if "api" in names:
         api = catalogue.api(names["api"])
-        found |= {"api_usd_per_1m_input": api.usd_per_1m_input, "api_usd_per_1m_output": api.usd_per_1m_output}
+        both = {"api_usd_per_1m_input": api.usd_per_1m_input, "api_usd_per_1m_output": api.usd_per_1m_output}
         found["api_name"] = f"{api.model} of {api.provider}"
-        sources.append(f"API for {api.words}, {api.source}")
-    given = {key: value for key, value in table.items() if key not in _CATALOGUE}
-    return found | given | {"sources": tuple(sources)}
+        entries.append((both, f"API for {api.words}, {api.source}"))
+    for values, _ in entries:
+        found |= values
+    # A price that was given instead is none of the catalogue's, and is not said to be.
+    sources = tuple(words for values, words in entries if not set(values) & set(given))
+    return found | given | {"sources": sources}
 
 
 def with_trace(assumptions: Assumptions, trace: Path) -> Assumptions:

@@ -142,20 +142,19 @@ def sweep(
     if resume is not None:
         _check_alone(context, "resume")
         from harness import job
-        from harness.report.terminal import show_run
 
         with Progress(console) as progress:
             run_dir = job.resume(resume, progress, argv=sys.argv[1:])
-        show_run(console, run_dir)
-        decide.report_run(console, run_dir)
+        decide.finish_sweep(console, run_dir)
         return
 
+    level = decide.slo_of(slo, slo_p95) if until is None else _until(until, slo, slo_p95)
     plan = load_scenario(
         scenario,
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         requests=requests,
-        slo=decide.slo_of(slo, slo_p95) if until is None else _until(until, slo, slo_p95),
+        slo=level,
         usd_per_hour=usd_per_hour,
         utilisation=utilisation,
         seed=seed,
@@ -182,7 +181,6 @@ def sweep(
             )
 
     from harness import job
-    from harness.report.terminal import show_run
 
     wanted = _listed(precisions) if precisions else ("served",) if endpoint else ("bf16", "awq")
     request = job.SweepRequest(
@@ -203,12 +201,13 @@ def sweep(
         rates=rates,
         client_processes=client_processes,
         assume=None if assume is None else _assumptions_text(assume),
-        search=_search(until, precision, concurrencies, max_conc, max_cells, max_minutes, len(wanted)),
+        search=_search(
+            level if until else None, precision, concurrencies, max_conc, max_cells, max_minutes, len(wanted)
+        ),
     )
     with Progress(console) as progress:
         run_dir = job.sweep(request, progress, argv=sys.argv[1:])
-    show_run(console, run_dir)
-    decide.report_run(console, run_dir)
+    decide.finish_sweep(console, run_dir)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
@@ -370,7 +369,7 @@ def _until(until: str, slo: str | None, slo_p95: str | None) -> Slo:
 
 
 def _search(
-    until: str | None,
+    until: Slo | None,
     precision: str | None,
     first: tuple[int, ...],
     max_conc: int | None,
@@ -379,7 +378,7 @@ def _search(
     precisions: int,
 ) -> Search | None:
     from harness.search import Search
-    from harness.slo import parse_share, parse_slo
+    from harness.slo import parse_share
 
     budget = {"--max-cells": max_cells, "--max-minutes": max_minutes, "--max-conc": max_conc}
     if until is None:
@@ -393,7 +392,7 @@ def _search(
     most = max_conc or 256
     if max(first) > most:
         raise InputError(f"--conc {max(first)} is above --max-conc {most}", remedy="raise --max-conc")
-    return Search(parse_slo(until, "--until"), share, first, most, max_cells or 12 * precisions, max_minutes or 60.0)
+    return Search(until, share, first, most, max_cells or 12 * precisions, max_minutes or 60.0)
 
 
 def _with_weights(model: str) -> str:

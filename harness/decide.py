@@ -12,7 +12,6 @@ from harness.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from harness.assumptions import Assumptions
     from harness.slo import Slo
 
 app = typer.Typer()
@@ -33,11 +32,14 @@ def report(
 ) -> None:
     """Write the papers of a run from its files alone: capacity page, workbook, risk brief, business case."""
     from harness.assumptions import load_assumptions
-    from harness.report.papers import is_run, write_reports
+    from harness.report.papers import is_run, write_report, write_reports
+    from harness.rundir import report_dir_of
 
     level, given = slo_of(slo, None), None if assume is None else load_assumptions(assume)
     if is_run(run) or not run.is_dir():
-        report_run(console(), run, out, level, given, beside or [])
+        out = out or report_dir_of(run)
+        write_report(run, out, level, given, beside or [])
+        _say_where(console(), run, out)
         return
     if out is not None or beside:
         raise InputError(f"{run} is no run, and --out and --beside are for one", allowed="a run directory with them")
@@ -188,20 +190,21 @@ def slo_of(slo: str | None, slo_p95: str | None) -> Slo | None:
     return None if slo is None else parse_slo(slo)
 
 
-def report_run(
-    terminal: Console,
-    run: Path,
-    out: Path | None = None,
-    slo: Slo | None = None,
-    assumptions: Assumptions | None = None,
-    beside: list[Path] | None = None,
-) -> None:
-    """Write the papers of a run and say where they are."""
-    from harness.report.papers import write_report
+def finish_sweep(terminal: Console, run_dir: Path) -> None:
+    """What a sweep ends with: its rows and knees in words, and its papers. The run is read once for both."""
+    from harness.assumptions import load_assumptions
+    from harness.report.papers import own_assumptions, write_papers
+    from harness.report.run import load_run
+    from harness.report.terminal import show_run
     from harness.rundir import report_dir_of
 
-    out = out or report_dir_of(run)
-    write_report(run, out, slo, assumptions, beside or [])
+    run, out = load_run(run_dir), report_dir_of(run_dir)
+    show_run(terminal, run)
+    write_papers(run, out, load_assumptions(own_assumptions(run_dir)))
+    _say_where(terminal, run_dir, out)
+
+
+def _say_where(terminal: Console, run: Path, out: Path) -> None:
     terminal.print()
     for what, path in (
         ("report", out / "capacity.md"),

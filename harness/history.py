@@ -19,10 +19,9 @@ from typing import Any
 from harness.analysis.knee import find_knees, safe_load
 from harness.analysis.levels import axis, latest
 from harness.errors import InputError, RecordError
-from harness.records import Scenario, SweepPoint, read_table
-from harness.report.run import Run
+from harness.records import SweepPoint, read_table
+from harness.report.run import Run, slo_of
 from harness.rundir import UNFINISHED
-from harness.slo import Slo
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ def read_run(path: Path) -> PastRun:
     toml = _described(path / "run.toml", tomllib.loads, faults)
     environment = _described(path / "environment.json", json.loads, faults)
     settings, scenario = (table if isinstance(table := toml.get(key), dict) else {} for key in ("run", "scenario"))
-    run = Run(path.name, points, _slo(scenario), scenario, settings, environment)
+    run = Run(path.name, points, slo_of(scenario), scenario, settings, environment)
     faults = _nothing_there(path) or faults
     rows = latest(points)
     verdicts = [point.verdict for point in rows]
@@ -144,13 +143,6 @@ def _nothing_there(path: Path) -> list[str]:
         return ["no run" if any(path.iterdir()) else "empty"]
     except OSError as error:
         return [error.strerror or str(error)]
-
-
-def _slo(scenario: Mapping[str, Any]) -> Slo:
-    """The run's own service level; the scenario's default where it names none, as a report has it."""
-    names = ("slo_p95_s", "slo_ttft_s", "slo_tpot_s", "slo_goodput")
-    given = [value if isinstance(value := scenario.get(name), (int, float)) else None for name in names]
-    return Slo(*given) if any(given) else Scenario("").slo
 
 
 def _started_at(run: Run) -> str | None:

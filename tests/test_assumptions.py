@@ -166,6 +166,7 @@ def test_prices_are_looked_up_by_name_and_say_where_they_come_from(tmp_path: Pat
         "API for $0.05 in and $0.08 out for 1M tokens (M, Q, 2026-10-02), https://example.org/m",
     )
     assert load_assumptions(None, own, rent="x1", usd_per_hour=0.2).usd_per_hour == 0.2, "what is given goes before"
+    assert load_assumptions(None, own, rent="x1", usd_per_hour=0.2).sources == (), "and is not said to be looked up"
 
 
 def test_owned_by_name() -> None:

@@ -75,6 +75,7 @@ def test_a_search_ends_within_its_budget_and_writes_every_paper(tmp_path: Path, 
     for knee in read_table(reports / "knees.csv", Knee):
         assert knee.slo == "p95 ≤ 0.15 s and TTFT p95 ≤ 1 s" and knee.tested_lo is not None
         safe = [p for p in points if p.precision == knee.precision and p.conc == knee.safe_conc]
+        assert safe or knee.safe_conc is None
         assert all((p.p95_ms_hi or 0) <= 150 and (p.ttft_p95_ms_hi or 0) <= 1000 for p in safe if p.verdict == "valid")
     for name in ("capacity.md", "capacity.html", "cost.xlsx", "risk_brief.md", "business_case.md"):
         assert (reports / name).stat().st_size > 1000

@@ -23,7 +23,7 @@ from harness.records import Knee, Ratio, write_table
 from harness.report.brief import write_brief, write_case
 from harness.report.html import write_html
 from harness.report.markdown import write_capacity
-from harness.report.run import load_run
+from harness.report.run import Run, load_run
 from harness.report.workbook import write_workbook
 from harness.rundir import ASSUMPTIONS, report_dir_of
 from harness.slo import Slo
@@ -47,12 +47,16 @@ def write_report(
     `slo` and `assumptions` take the place of the run's own; `beside` are runs of the same model whose crossovers are
     shown next to this one's. Raises InputError when a directory is no run.
     """
-    run = load_run(run_dir, slo)
     given = assumptions or load_assumptions(own_assumptions(run_dir))
+    return write_papers(load_run(run_dir, slo), out_dir, given, [load_run(other) for other in beside])
+
+
+def write_papers(run: Run, out_dir: Path, given: Assumptions, beside: Sequence[Run] = ()) -> list[Path]:
+    """The same of a run that is read already."""
     knees = find_knees(run.points, run.slo)
     ratios = compare(run.points, run.requests)
     out_dir.mkdir(parents=True, exist_ok=True)
-    page, *figures = write_capacity(run, knees, ratios, given, out_dir, [load_run(other) for other in beside])
+    page, *figures = write_capacity(run, knees, ratios, given, out_dir, beside)
     written = [
         page,
         write_html(run, given, page.read_text(encoding="utf-8"), figures, out_dir / "capacity.html"),

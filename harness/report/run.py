@@ -121,8 +121,8 @@ def load_run(run_dir: Path, slo: Slo | None = None) -> Run:
 def slo_of(scenario: Mapping[str, Any]) -> Slo:
     """The run's own service level; the scenario's default where it does not say."""
     names = ("slo_p95_s", "slo_ttft_s", "slo_tpot_s", "slo_goodput")
-    given = {name: float(value) for name in names if (value := scenario.get(name)) is not None}
-    return Slo(*(given.get(name) for name in names)) if given else Scenario("").slo
+    given = [float(value) if isinstance(value := scenario.get(name), (int, float)) else None for name in names]
+    return Slo(*given) if any(given) else Scenario("").slo
 
 
 def _table(toml: Mapping[str, Any], name: str) -> Mapping[str, Any]:

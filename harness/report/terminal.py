@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -22,13 +21,12 @@ from harness.errors import InputError
 from harness.prices import Prices
 from harness.records import CostLine, Knee, SweepPoint
 from harness.report.planning import plan_table, spend_table
-from harness.report.run import load_run
+from harness.report.run import Run
 from harness.report.tables import interval, number, throughput_lines
 
 
-def show_run(console: Console, run_dir: Path) -> None:
+def show_run(console: Console, run: Run) -> None:
     """The closing table, the knees in words, and how many times the baseline's tokens each precision delivers."""
-    run = load_run(run_dir)
     knees = find_knees(run.points, run.slo)
     table = Table(box=None, pad_edge=False, header_style="bold")
     unit = axis(run.points).unit
