@@ -155,7 +155,7 @@ def checked_port(port: int) -> int:
 def died(code: int, log: str, log_path: Path) -> EngineError:
     """The error for an engine that ended by itself: how it ended, its own last lines, and what to do."""
     lines, remedy = last_error(log)
-    how = f"ended with exit code {code}"
+    how = f"ended by itself, with exit code {code}"
     if code < 0:
         how = f"was ended by {signal.Signals(-code).name}"
         if -code == signal.SIGKILL and not remedy:

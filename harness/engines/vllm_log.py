@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
+
+from harness.engines.modes import advice, find_modes, messages, mode_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +83,6 @@ def stage(text: str) -> str:
 
 
 _STARTED = "Application startup complete."
-_PREFIX = re.compile(r"^\(\w[\w-]* pid=\d+\)\s?")
-_LEVEL = re.compile(r"^(?:ERROR|CRITICAL) \S+ \S+ \[[^\]]+\]\s?")
-_RAISED = re.compile(r"^(?:[\w.]*(?:Error|Exception)\b(?::|$)|Fatal Python error: )")
 # These only say that something else, further up, went wrong.
 _ECHOES = (
     "Engine core initialization failed",
@@ -91,66 +91,27 @@ _ECHOES = (
     "RuntimeError: cancelled",
 )
 
-# Signature in the engine's error -> what to do about it.
-_REMEDIES = (
-    (
-        r"Fatal Python error",
-        "the engine's native code crashed: try another precision or a newer engine, and report it with this log",
-    ),
-    (
-        r"out of memory|OutOfMemory|not enough GPU memory|Cannot allocate memory|SIGKILL",
-        "the model does not fit: take a quantized precision or a smaller model, lower max_model_len, or end what else "
-        "uses this memory",
-    ),
-    (
-        r"No available memory for the cache|larger than the available KV cache"
-        r"|larger than the maximum number of tokens",
-        "the KV cache is too small for one request: lower max_model_len, or give it more memory (GPU: "
-        "--gpu-memory-utilization; CPU: kv_cache_gib)",
-    ),
-    (r"less than desired|less than requested memory", "free memory that other processes hold, or ask for less of it"),
-    (r"[Aa]ddress already in use", "leave the port out and a free one is taken"),
-    (r"max_model_len .* is greater than the derived", "ask for a context no longer than the model was trained for"),
-    (
-        r"Unknown quantization method|Unsupported num_bits|Cannot find the config file|not supported for quantization"
-        r"|Failed to find a kernel",
-        "serve a format that this engine and card support: awq or gptq with 4 bits and a group size of 128 runs widely",
-    ),
-    (r"Bfloat16 is only supported", "this card has no bfloat16: serve with dtype float16"),
-    (r"Cannot find any model weights", "the directory holds no weights: finish the download or the quantization"),
-    (
-        r"does not recognize this architecture|architectures? .* (?:is|are) not supported",
-        "this vLLM does not know the architecture: take a model that it supports, or a newer vLLM (--engine-python)",
-    ),
-    (r"Invalid repository ID|is not a local folder|offline mode|LocalEntryNotFound", "check the model's name or path"),
-    (r"gated repo|401 Client Error|403 Client Error", "this model wants a login: set HF_TOKEN in the environment"),
-    (
-        r"Failed to infer device type|No CUDA GPUs|NVIDIA driver",
-        "this environment needs an NVIDIA GPU: use the CPU one",
-    ),
-    (r"ModuleNotFoundError|ImportError|cannot open shared object", "reinstall it: bench engine install cpu|cuda"),
-    (r"unrecognized arguments|expected one argument", "this vLLM does not know a flag: check the extra arguments"),
-)
-
 
 def last_error(text: str) -> tuple[list[str], str]:
     """(the engine's own last error lines, what to do about them) from its log.
 
     The first exception that is not an echo of another is the cause: vLLM prints it in the process where it happened,
-    then every process above reports that something below it failed. What it survived while starting is no cause.
+    then every process above reports that something below it failed. One that the catalogue of failure modes knows goes
+    before one that it does not: a bare TimeoutError, and what came of it. What it survived while starting is no cause.
     """
-    text = text.rpartition(_STARTED)[2]
-    lines = [_LEVEL.sub("", _PREFIX.sub("", line)) for line in text.splitlines()]
-    raised = [index for index, line in enumerate(lines) if _RAISED.match(line)]
-    causes = [index for index in raised if not any(echo in lines[index] for echo in _ECHOES)]
+    _, started, after = text.rpartition(_STARTED)
+    when: Literal["load", "service"] = "service" if started else "load"
+    causes = [
+        message for message in messages(after) if message.raised and not any(echo in message.text for echo in _ECHOES)
+    ]
+    modes = [(cause, mode) for cause in causes if (mode := mode_of(cause, when) or mode_of(cause))]
+    if modes:
+        cause, mode = modes[0]
+        return [cause.text[:600]], advice(mode)
     if causes:
-        cause = causes[0]
-        shown = [lines[cause]]
-        if "validation error" in lines[cause]:  # pydantic: the message follows, with its input in brackets behind
-            shown = [re.sub(r"^Value error, |\s*\[type=.*", "", line.strip()) for line in lines[cause + 1 : cause + 2]]
-    else:
-        shown = [line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)][-3:]
-        shown = shown or [line for line in lines if line.strip()][-5:]
-    said = "\n".join(shown)
-    remedy = next((words for pattern, words in _REMEDIES if re.search(pattern, said)), "")
-    return [line[:600] for line in shown], remedy
+        return [causes[0].text[:600]], ""
+    if met := max(find_modes(text), key=lambda met: met.line_number or 0, default=None):
+        return [met.line], advice(met.mode)
+    lines = [message.text for message in messages(after)]
+    shown = [line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)][-3:]
+    return [line[:600] for line in shown or [line for line in lines if line.strip()][-5:]], ""
