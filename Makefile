@@ -42,7 +42,7 @@ venv: $(BIN)/.ready
 
 $(BIN)/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INDEX) -e '.[quantize,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INDEX) -e '.[quantize,tasks,dev]'
 	touch $@
 
 engine: venv

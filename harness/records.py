@@ -455,6 +455,150 @@ class CostLine:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What one precision answered to one prompt, greedily, until it stopped by itself or reached its limit.
+
+    A line of answers.jsonl. `alternatives` are, for each token of the answer, the likeliest (token id, ln p) there,
+    most likely first; the chosen token is among them. Natural logarithms.
+    """
+
+    prompt_id: str
+    precision: str
+    round: int = 1
+    """2: asked a second time, in another order; tells what the engine changes by itself."""
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    """Ids, the end token included where the server gives it; () where the server tells none."""
+    logprobs: tuple[float, ...] = ()
+    alternatives: tuple[tuple[tuple[int, float], ...], ...] = ()
+    finish_reason: str | None = None
+    """stop: it ended by itself; length: it was cut at the prompt's max_tokens."""
+    prompt_tokens: int | None = None
+    ok: bool | None = None
+    """None: nothing to be judged by (compare_only), not executed, or not answered."""
+    note: str = ""
+    """Why it is not ok, or was not judged."""
+    error: str | None = None
+    """Why there is no answer; None: there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """One next-token distribution of one precision beside the baseline's, both having read the same text.
+
+    A row of positions.csv. Nothing is generated: the model is given the text (teacher forcing) and says how likely each
+    next token was.
+    """
+
+    precision: str
+    round: int
+    text: str
+    """Which text; what is resampled as one in every interval."""
+    position: int
+    """Tokens of the text that stand before the predicted one; 1 is the first that can be predicted."""
+    token: int
+    """The one that follows in the text."""
+    logprob: float
+    """ln q(token); its perplexity is exp of minus the mean."""
+    base_logprob: float
+    kl_nats: float
+    """KL(p || q), p the baseline's; over likeliest tokens and one bucket for the rest it is a lower bound."""
+    agrees: bool
+    """Whether both find the same token likeliest."""
+    right: bool
+    """Whether that one is the one that follows."""
+    base_right: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One document of a public task, as lm-eval judged one precision; samples.csv."""
+
+    task: str
+    doc_id: str
+    precision: str
+    metric: str
+    value: float
+    """0 or 1 of a metric like exact_match or acc."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One answer of a quantized precision beside the baseline's; failures.csv."""
+
+    precision: str
+    prompt_id: str
+    category: str
+    bf16_ok: bool | None = None
+    """The baseline's, whatever its name."""
+    quant_ok: bool | None = None
+    quant_issue: bool = False
+    """Something that the baseline's answer does not have is wrong with it."""
+    symptom: str | None = None
+    """analysis/symptoms.py; also where the baseline shows it too, and there is no issue of quantization."""
+    divergence_token: int | None = None
+    """Tokens that both answers share before the first that differs; None: they are the same."""
+    kl_at_divergence: float | None = None
+    """KL(baseline || precision) in nats of the next token there, where both have still read the same."""
+    notes: str = ""
+    answered: bool = True
+    """Whether both have an answer, judged or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """Paired answers of one precision and the baseline in one family; families.csv. Shares are of `items`."""
+
+    precision: str
+    family: str
+    """A category, a task (task:NAME), or all: every prompt together."""
+    items: int = 0
+    """Prompts that both answered and that were judged."""
+    base_right: int = 0
+    right: int = 0
+    right_to_wrong: int = 0
+    wrong_to_right: int = 0
+    drop: float | None = None
+    """Accuracy of the baseline - accuracy of the precision: above 0 it lost some."""
+    drop_lo: float | None = None
+    drop_hi: float | None = None
+    p_value: float | None = None
+    """Exact McNemar test, two-sided."""
+    issues: int = 0
+    answered: int = 0
+    """Prompts that both answered, judged or not; what `issues` is out of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """How far a precision's next-token distributions are from the baseline's on the same text; fidelity.csv."""
+
+    precision: str
+    first: int | None = None
+    """Of a part of the context: its first and its last position; None: the whole."""
+    last: int | None = None
+    texts: int = 0
+    positions: int = 0
+    kl_nats: float | None = None
+    kl_nats_lo: float | None = None
+    kl_nats_hi: float | None = None
+    perplexity: float | None = None
+    base_perplexity: float | None = None
+    perplexity_ratio: float | None = None
+    perplexity_ratio_lo: float | None = None
+    perplexity_ratio_hi: float | None = None
+    agreement: float | None = None
+    """Share of positions at which both find the same token likeliest."""
+    agreement_lo: float | None = None
+    agreement_hi: float | None = None
+    right_to_wrong: float | None = None
+    """Share of positions at which the baseline's likeliest token is the text's and the precision's is not."""
+    wrong_to_right: float | None = None
+    p_value: float | None = None
+    """Exact McNemar test of the two, positions taken for independent."""
+
+
+@dataclass(frozen=True, slots=True)
 class Environment:
     """Where and with what a run was measured; environment.json, machine paths and user names redacted."""
 

@@ -18,6 +18,13 @@
     saving.py       what one precision saves against the other at the same service level
     spend.py        what the cards cost a month, and when an API is cheaper
 
+    paired.py       tests and intervals for what was measured in pairs
+    quality.py      KL, perplexity and flips beside the baseline; the first token that differs
+    symptoms.py     what is wrong with an answer, in one word; loops.py: words said again and again
+    failures.py     each answer beside the baseline's, families, patterns, examples
+    gate.py         limits on quality, judged by the worse end
+    correct.py      what a correct answer costs; evidence.py: all that papers may say of quality
+
     sides.py        two precisions side by side, and the rows that a statement cites
     trials.py       the tests that a claim is put to
     claims.py       what people say of AWQ, GPTQ and INT4, judged by a run
