@@ -13,6 +13,7 @@ import typer
 
 from harness import __version__, decide
 from harness.errors import InputError, KneebenchError
+from harness.quality import commands
 from harness.redact import without_keys
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 engine_app = typer.Typer(help="The environment that vLLM runs in.", no_args_is_help=True)
 app.add_typer(engine_app, name="engine")
+app.add_typer(commands.app)
 app.add_typer(decide.app)
 
 
@@ -213,9 +215,9 @@ def sweep(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def quantize(context: typer.Context) -> None:
     """Quantize a model to a checkpoint that vLLM loads as it is. `bench quantize --help` lists methods and schemes."""
-    from harness import job, models
+    from harness import checkpoints, models
 
-    job.check_quantizer()
+    checkpoints.check_quantizer()
     from quantize.__main__ import main as run
 
     def resolve(model: str) -> str:
@@ -236,9 +238,9 @@ def quantize(context: typer.Context) -> None:
 )  # fmt: skip
 def recover(context: typer.Context) -> None:
     """Quality against cost: rtn, awq, gptq and training (qat, qad) at several bits, in a table, a figure and words."""
-    from harness import job
+    from harness import checkpoints
 
-    job.check_quantizer()
+    checkpoints.check_quantizer()
     from quantize.recover import main as run
 
     raise typer.Exit(run(context.args, "bench recover", _with_weights))
@@ -251,9 +253,9 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
 ) -> None:
     """What a checkpoint holds: layers, bits, sizes, zero points, outliers; and faults, with exit code 1."""
-    from harness import job
+    from harness import checkpoints
 
-    job.check_quantizer()
+    checkpoints.check_quantizer()
     from quantize import inspection
     from quantize.errors import QuantizeError
 
@@ -270,13 +272,20 @@ def inspect(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    engine_log: Annotated[
+        Path | None, typer.Option(help="Read vLLM's log instead: what failed in it, and what to do.")
+    ] = None,
+) -> None:
     """What is here, what is missing for which command, and what brings it."""
     from rich.table import Table
     from rich.text import Text
 
     from harness.doctor import examine
 
+    if engine_log is not None:
+        _diagnose(engine_log)
+        return
     table = Table.grid(padding=(0, 2))
     for finding in examine():
         told = Text(finding.detail)
@@ -284,6 +293,24 @@ def doctor() -> None:
             told.append(f"\nfor {finding.needed_for}: {finding.remedy}", style="dim")
         table.add_row(_MARKS[finding.state], Text(finding.what, no_wrap=True), told)
     decide.console().print(table)
+
+
+def _diagnose(log: Path) -> None:
+    """Print the failure modes that a log shows; docs/failure-modes.md has them all."""
+    from harness.engines.modes import advice, diagnose
+
+    try:
+        met = diagnose(log.read_text(encoding="utf-8", errors="replace"))
+    except OSError as error:
+        raise InputError(f"--engine-log {log}: cannot be read ({error.strerror})") from error
+    console = decide.console()
+    for one in met:
+        times = f", {one.count} times" if one.count > 1 else ""
+        console.print(f"{one.mode.title}  (line {one.line_number}{times})", markup=False, highlight=False, style="bold")
+        console.print(f"  {one.line}\n  {advice(one.mode)}", markup=False, highlight=False)
+    if not met:
+        console.print("no failure that is known shows in this log; some leave no line (docs/failure-modes.md)")
+    raise typer.Exit(1 if met else 0)
 
 
 _MARKS = {"ok": "✓", "missing": "✗", "caution": "!"}

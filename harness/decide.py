@@ -32,10 +32,13 @@ def report(
 ) -> None:
     """Write the papers of a run from its files alone: capacity page, workbook, risk brief, business case."""
     from harness.assumptions import load_assumptions
-    from harness.report.papers import is_run, write_report, write_reports
+    from harness.report.papers import is_quality, is_run, write_report, write_reports
     from harness.rundir import report_dir_of
 
     level, given = slo_of(slo, None), None if assume is None else load_assumptions(assume)
+    if is_quality(run):
+        finish_quality(console(), run, out)
+        return
     if is_run(run) or not run.is_dir():
         out = out or report_dir_of(run)
         write_report(run, out, level, given, beside or [])
@@ -202,6 +205,31 @@ def finish_sweep(terminal: Console, run_dir: Path) -> None:
     show_run(terminal, run)
     write_papers(run, out, load_assumptions(own_assumptions(run_dir)))
     _say_where(terminal, run_dir, out)
+
+
+def finish_quality(terminal: Console, directory: Path, out: Path | None = None) -> None:
+    """What a look at answers ends with: its table, the gate's verdict and its papers, or those of the sweep's run that
+    it belongs to. Ends the command with exit code 1 when a precision breaks the gate."""
+    from harness.quality.directory import load_quality
+    from harness.report.papers import is_run, write_report
+    from harness.report.quality import evidence_of, write_quality
+    from harness.report.terminal import show_quality
+    from harness.rundir import report_dir_of
+
+    found, out = load_quality(directory), out or report_dir_of(directory)
+    assert found is not None
+    evidence = evidence_of(found)
+    show_quality(terminal, evidence)
+    if is_run(directory):
+        write_report(directory, out)
+    else:
+        write_quality(found, out)
+    terminal.print()
+    for what, name in (("what breaks", "failures.md"), ("how far", "quality.md"), ("rows", "failures.csv")):
+        if (out / name).exists():
+            terminal.print(f"{what:<12} {_near(out / name)}", markup=False, highlight=False, soft_wrap=True)
+    if any(evidence.passed(precision) is False for precision in evidence.precisions):
+        raise typer.Exit(1)
 
 
 def _say_where(terminal: Console, run: Path, out: Path) -> None:

@@ -59,6 +59,8 @@ def examine() -> list[Finding]:
             ("torch", "transformers", "tokenizers", "safetensors"),
             "bench quantize, and awq/gptq in a sweep",
         ),
+        _extra("tasks", ("lm_eval",), "bench quality --tasks"),
+        _sandbox(),
         _extra("cluster", ("ray",), "sweeps over several machines"),
         _demo_model(),
     ]
@@ -208,6 +210,21 @@ def _extra(name: str, packages: tuple[str, ...], needed_for: str) -> Finding:
             f"extra {name}", "missing", f"no {', '.join(missing)}", needed_for, f"pip install 'kneebench[{name}]'"
         )
     return Finding(f"extra {name}", "ok", ", ".join(f"{package} {version}" for package, version in versions.items()))
+
+
+def _sandbox() -> Finding:
+    from harness.quality.sandbox import find_runner
+
+    runner = find_runner()
+    if runner is not None:
+        return Finding("sandbox", "ok", runner.name)
+    return Finding(
+        "sandbox",
+        "missing",
+        "neither bubblewrap nor user namespaces",
+        "judging code that a model wrote (bench failures, bench quality)",
+        "install bubblewrap (Debian: apt-get install bubblewrap), or allow unprivileged user namespaces",
+    )
 
 
 def _demo_model() -> Finding:

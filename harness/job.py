@@ -8,14 +8,10 @@ All input is checked before anything is started, so that a typing mistake costs 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import json
 import re
 import secrets
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -23,11 +19,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from harness import models
-from harness.architecture import quantization, read_config
+from harness import checkpoints, models
+from harness.architecture import read_config
 from harness.engines import Engine, ServeSpec, endpoint, environment, vllm
 from harness.engines.address import Address
-from harness.errors import InputError, MissingTool, RunError
+from harness.errors import InputError
 from harness.load.dataset import Prompts
 from harness.load.dialect import probe, tokenizer
 from harness.load.schedule import Arrival, mean_rate, read_trace
@@ -39,11 +35,6 @@ from harness.rundir import RunDirectory, describe_machine, remembered, run_name,
 from harness.scenario import context_served, read_prompts
 from harness.search import Search
 from harness.sweep import Observer, OpenEngine, Plan, Service, Variant, plan_sessions, run_sweep
-from harness.telemetry.gpu import gpus
-
-METHODS = ("rtn", "awq", "gptq", "awq+gptq", "smoothquant", "qat", "qad")
-"""Quantized precisions that `python -m quantize` makes; `bf16` is the model as it is."""
-PRECISIONS = ("bf16", *METHODS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +154,7 @@ def _run(request: SweepRequest, observer: Observer, argv: Sequence[str], resumed
 def _sweep_vllm(request: SweepRequest, observer: Observer, argv: Sequence[str], resumed: Path | None) -> Path:
     began_s = time.monotonic()
     model = models.resolve(request.model)
-    wanted = _wanted(request.precisions)
+    wanted = checkpoints.wanted(request.precisions)
     if model.random_weights and (request.scenario.api == "chat" or request.scenario.dataset):
         raise InputError(
             f"--model {request.model} with text prompts: a shape has no tokenizer and no chat template",
@@ -177,18 +168,20 @@ def _sweep_vllm(request: SweepRequest, observer: Observer, argv: Sequence[str], 
             _check_fits(model, request)
         elif given is not None:
             _check_fits(given, request)
-    if any(given is None and name in METHODS for name, given in wanted.items()):
-        check_quantizer()
+    if any(given is None and name in checkpoints.METHODS for name, given in wanted.items()):
+        checkpoints.check_quantizer()
 
     with _run_directory(request, model.name, resumed) as directory:
         directory.remember(TypeAdapter(SweepRequest).dump_python(request, mode="json"))
         served: dict[str, models.Model] = {}
         variants = []
         for name, given in wanted.items():
-            checkpoint, digest = _checkpoint(name, given, model, request, observer)
+            checkpoint, digest = checkpoints.checkpoint(name, given, model, request.calibration, observer.status)
             _check_fits(checkpoint, request)
             served[name] = checkpoint
-            variants.append(Variant(name, digest, _is_quantized(checkpoint), _weight_bytes(checkpoint)))
+            variants.append(
+                Variant(name, digest, checkpoints.is_quantized(checkpoint), checkpoints.weight_bytes(checkpoint))
+            )
         _check_unchanged(directory, request, variants, env.vllm_version)
         _describe(directory, request, model.name, f"vllm {env.vllm_version} ({env.kind})", variants)
         directory.describe_environment(describe_machine("vllm", env.vllm_version, argv))
@@ -374,100 +367,11 @@ def _described(search: Search | None) -> dict[str, object]:
     }
 
 
-# --- precisions and checkpoints ---------------------------------------------------------------------------------------
-
-
-def _wanted(items: Sequence[str]) -> dict[str, models.Model | None]:
-    """Precision name -> a checkpoint that exists, or None: to be made from the model."""
-    wanted: dict[str, models.Model | None] = {}
-    for item in items:
-        name, given = models.precision(item, PRECISIONS)
-        if name in wanted:
-            raise InputError(f"--precisions names {name} twice", allowed="each name once")
-        wanted[name] = given
-    return wanted
-
-
-def _checkpoint(
-    name: str, given: models.Model | None, model: models.Model, request: SweepRequest, observer: Observer
-) -> tuple[models.Model, str | None]:
-    """What to serve as this precision, and its digest."""
-    if given is not None or name == "bf16":
-        checkpoint = given or model
-        has_files = checkpoint.is_local and not checkpoint.random_weights
-        return checkpoint, models.checkpoint_sha256(checkpoint.path) if has_files else None
-    made = quantize(model, name, request.calibration, observer.status)
-    return models.Model(f"{model.name} {name}", made.path, random_weights=model.random_weights), made.sha256
-
-
-def _is_quantized(model: models.Model) -> bool:
-    config = model.config_path
-    return bool(config and quantization(read_config(config)))
-
-
-def _weight_bytes(model: models.Model) -> int | None:
-    """Size of the weight files; None where there are none here."""
-    if not model.is_local or model.random_weights:
-        return None
-    return sum(path.stat().st_size for path in Path(model.path).glob("*.safetensors")) or None
+# --- precisions -------------------------------------------------------------------------------------------------------
 
 
 def _check_fits(model: models.Model, request: SweepRequest) -> None:
-    cards = gpus()
-    if cards:
-        smallest = min(cards, key=lambda card: card.memory_gib)
-        models.check_fits(
-            model,
-            smallest.name,
-            smallest.memory_gib,
-            request.gpu_memory_utilization,
-            context_served(request.scenario),
-        )
-
-
-def check_quantizer() -> None:
-    missing = [name for name in ("torch", "transformers", "safetensors") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingTool(
-            f"quantizing needs {', '.join(missing)}, which this environment lacks",
-            remedy='pip install "kneebench[quantize]", or give a finished checkpoint: --precisions bf16,awq=PATH',
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A checkpoint that `python -m quantize` made or found."""
-
-    path: Path
-    sha256: str
-
-
-def quantize(model: models.Model, method: str, calibration: Path | None, on_status: Callable[[str], None]) -> Made:
-    """Run `python -m quantize` in a process of its own: torch never enters the process that holds the clock."""
-    command = [sys.executable, "-m", "quantize", str(model.path), "--method", method]
-    if model.random_weights:
-        command.append("--config-only")
-    if calibration is not None:
-        command += ["--calibration", str(calibration)]
-    on_status(f"quantizing {model.name} with {method}")
-    said: list[str] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1) as process:
-        try:
-            assert process.stderr is not None and process.stdout is not None
-            for line in process.stderr:
-                said.append(line.rstrip())
-                if not line.startswith("error:"):  # that one is raised below
-                    on_status(f"{method}: {line.strip()}")
-            answer = process.stdout.read()
-        except BaseException:
-            process.terminate()
-            raise
-    if process.returncode == 2:
-        raise InputError("\n".join(said[-8:]).removeprefix("error: "))
-    if process.returncode != 0:
-        raise RunError(f"quantizing with {method} failed:\n" + "\n".join(said[-8:]))
-    result = json.loads(answer.strip().splitlines()[-1])
-    return Made(Path(result["path"]), result["checkpoint_sha256"])
+    checkpoints.check_fits(model, request.gpu_memory_utilization, context_served(request.scenario))
 
 
 # --- serving ----------------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class Progress:
         if self._live is not None:
             self._live.update(text)
             return
-        stage = re.sub(r" \(\d+ s\)$", "", text)  # a log wants each stage once, not each second of it
+        stage = re.sub(r" \((?:\d+ s|\d+ of \d+)\)$", "", text)  # a log wants each stage once, not each step of it
         if stage != self._last_stage:
             self._console.print(text, markup=False, highlight=False)
         self._last_stage = stage

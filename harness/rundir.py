@@ -69,7 +69,7 @@ class RunDirectory:
         self._tables: list[TableWriter] = []
         if resume:
             _check_resumable(path)  # before a directory is made for it
-        self._lock = _locked(path)
+        self._lock = locked(path)
         try:
             if resume:
                 _check_resumable(path)
@@ -137,7 +137,7 @@ class RunDirectory:
 
     def remember(self, request: Mapping[str, Any]) -> None:
         """Keep what a resume needs. It holds paths of this machine, so it is for its owner alone."""
-        _write(self.path / UNFINISHED, json.dumps(request, indent=1) + "\n", mode=0o600)
+        write(self.path / UNFINISHED, json.dumps(request, indent=1) + "\n", mode=0o600)
 
     def finish(self) -> None:
         """Every cell has its row: there is nothing to resume."""
@@ -146,12 +146,12 @@ class RunDirectory:
     def describe(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
         """Write run.toml, once: a run that is resumed goes on as it was begun."""
         if not (self.path / "run.toml").exists():
-            _write(self.path / "run.toml", to_toml(redacted(tables)))
+            write(self.path / "run.toml", to_toml(redacted(tables)))
 
     def assume(self, text: str) -> None:
         """Keep a file of assumptions with the run, for its reports."""
         if not (self.path / ASSUMPTIONS).exists():
-            _write(self.path / ASSUMPTIONS, text)
+            write(self.path / ASSUMPTIONS, text)
 
     def described(self) -> dict[str, Any]:
         """The table [run] of run.toml; empty before it is written."""
@@ -161,7 +161,7 @@ class RunDirectory:
 
     def describe_environment(self, environment: Environment) -> None:
         """Write environment.json, or the next number's when the run is resumed."""
-        _write(self.fresh("environment", ".json"), json.dumps(redacted(asdict(environment)), indent=2) + "\n")
+        write(self.fresh("environment", ".json"), json.dumps(redacted(asdict(environment)), indent=2) + "\n")
 
     def fresh(self, stem: str, suffix: str) -> Path:
         """A path that is not there yet: stem.log, then stem-2.log, stem-3.log ..."""
@@ -170,12 +170,12 @@ class RunDirectory:
 
     def describe_engine(self, log: Path, info: EngineInfo) -> None:
         """Write what the engine said of itself beside its log."""
-        _write(log.with_suffix(".json"), json.dumps(redacted(asdict(info)), indent=2) + "\n")
+        write(log.with_suffix(".json"), json.dumps(redacted(asdict(info)), indent=2) + "\n")
 
     def clean_logs(self) -> None:
         """Redact what engines wrote before a sweep was killed, which otherwise happens when they are stopped."""
         for log in self.path.glob("engine-*.log"):
-            _write(log, redact(log.read_text(encoding="utf-8", errors="replace")))
+            write(log, redact(log.read_text(encoding="utf-8", errors="replace")))
 
     @functools.cached_property
     def _requests(self) -> TableWriter:
@@ -210,12 +210,12 @@ def writing() -> Iterator[None]:
         ) from error
 
 
-def _write(path: Path, text: str, mode: int = 0o666) -> None:
+def write(path: Path, text: str, mode: int = 0o666) -> None:
     with writing():
         write_whole(path, text, mode=mode)
 
 
-def _locked(path: Path) -> TextIO:
+def locked(path: Path) -> TextIO:
     """The directory's lock file, made and locked. It goes when the process does, however that ends."""
     while True:
         try:

@@ -123,7 +123,7 @@ class Draft:
                 header = int.from_bytes(file.read(8), "little")
             total += (self.path / name).stat().st_size - 8 - header
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        _write_json(self.path / _INDEX, index)
+        write_json(self.path / _INDEX, index)
         shutil.rmtree(self._hidden_of(self.done), ignore_errors=True)
         (self.path / _NOTE).unlink(missing_ok=True)
 
@@ -175,15 +175,20 @@ def describe(
     schemes = {name: scheme for name, scheme in plan.items() if scheme}
     kept = [name for name in dict.fromkeys([*plan, formats.HEAD]) if not plan.get(name)]
     quantization = formats.quantization_config(format, schemes, kept)
-    _write_json(draft / "config.json", dict(config) | {"quantization_config": quantization})
+    write_json(draft / "config.json", dict(config) | {"quantization_config": quantization})
+    carry(source, draft)
+    digest = content_hash(draft)
+    write_json(draft / RECORD, {**record, "checkpoint_sha256": digest})
+    (draft / "README.md").write_text(_card(record, schemes, kept, format))
+    return digest
+
+
+def carry(source: Path, draft: Path) -> None:
+    """Copy what a server needs besides weights and config.json: the tokenizer, the chat template, how to generate."""
     for pattern in _CARRIED:
         for file in source.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, draft / file.name)
-    digest = content_hash(draft)
-    _write_json(draft / RECORD, {**record, "checkpoint_sha256": digest})
-    (draft / "README.md").write_text(_card(record, schemes, kept, format))
-    return digest
 
 
 def finished(path: Path, key: str) -> str | None:
@@ -266,7 +271,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_json(file: Path, value: Mapping[str, Any]) -> None:
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(value, indent=2) + "\n")
 
 

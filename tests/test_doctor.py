@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from harness import doctor
+from harness.cli import main
 from harness.doctor import Finding, examine
 from harness.engines import environment
 from harness.telemetry import gpu, host
@@ -132,3 +134,38 @@ def test_tree_memory_counts_children_and_ends_with_them() -> None:
         process.stdin.close()
         process.wait()
     assert host.tree_memory_gib(process.pid) is None
+
+
+LOGS = Path(__file__).parent / "logs"
+
+
+def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr("sys.argv", ["bench", "doctor", *arguments])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_an_engines_log_is_read_for_what_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    log = LOGS / "kv_cache_too_small.log"
+    assert run("--engine-log", str(log), monkeypatch=monkeypatch) == 1
+    said = capsys.readouterr().out
+    number = re.search(r"\(line (\d+)", said)
+    assert number and "max_model_len" in said
+    words = said.splitlines()[1].split()[:4]  # what it quotes stands in that line
+    assert " ".join(words) in log.read_text().splitlines()[int(number[1]) - 1]
+    assert run("--engine-log", str(LOGS / "healthy-stopped.log"), monkeypatch=monkeypatch) == 0
+    assert "no failure that is known" in capsys.readouterr().out
+    assert run("--engine-log", str(tmp_path / "absent"), monkeypatch=monkeypatch) == 2
+
+
+def test_the_sandbox_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.quality import sandbox
+
+    monkeypatch.setattr(sandbox, "find_runner", lambda: None)
+    finding = found()["sandbox"]
+    assert (finding.state, "bubblewrap" in finding.remedy) == ("missing", True)

@@ -73,7 +73,14 @@ def test_the_wheel_holds_two_packages_and_the_scenarios(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.partition("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {"harness", "quantize"}
-    for needed in ("chat.toml", "catalogue/prices.toml", "demo-model/model.safetensors", "demo-model/tokenizer.json"):
+    for needed in (
+        "chat.toml",
+        "catalogue/prices.toml",
+        "demo-model/model.safetensors",
+        "demo-model/tokenizer.json",
+        "failures/demo.toml",
+        "failures/general.toml",
+    ):
         assert f"harness/_scenarios/{needed}" in names
     for needed in (
         "capacity.md.j2",
@@ -82,6 +89,8 @@ def test_the_wheel_holds_two_packages_and_the_scenarios(tmp_path: Path) -> None:
         "capacity.js",
         "whatif.js",
         "risk_brief.md.j2",
+        "failures.md.j2",
+        "quality.md.j2",
     ):
         assert f"harness/report/templates/{needed}" in names
     assert "harness/engines/permit/sitecustomize.py" in names

@@ -15,6 +15,7 @@ from harness.analysis.capacity import CardPlan, Freed
 from harness.analysis.case import Case
 from harness.analysis.compare import Estimate
 from harness.analysis.cost import price
+from harness.analysis.evidence import NEGLIGIBLE, Evidence, drop_words, p_words, points, wrong_words
 from harness.analysis.knee import safe_load, standing
 from harness.analysis.levels import USERS, axis, load, one_trace
 from harness.analysis.saving import Saving
@@ -328,7 +329,9 @@ def beyond(case: Case) -> Bullet | Absent:
 
 
 def unknown_quality(case: Case) -> Bullet | Absent:
-    """What the answers are worth; a run of this tool measures speed alone."""
+    """What the answers are worth: not known, worse, or not shown to be as good."""
+    if case.answers is not None:
+        return _worse_answers(case, case.answers)
     text = (
         f"Whether {case.one} answers as well as {case.base} was not measured in this run: no column of points.csv "
         "speaks of it. Where a wrong answer costs more than a card, that comes first."
@@ -336,6 +339,95 @@ def unknown_quality(case: Case) -> Bullet | Absent:
     return Bullet("Before its answers are judged", text, (Row("points.csv", case.sides.one, "source"),))
 
 
+def _worse_answers(case: Case, evidence: Evidence) -> Bullet | Absent:
+    title = "Where its answers are worse"
+    name, whole = case.sides.one, evidence.whole(case.sides.one)
+    rows = [Row("families.csv", name, "drop_lo, drop, drop_hi, p_value")]
+    if evidence.passed(name) is False:
+        return Bullet(title, f"{case.one} did not pass the gate: {evidence.refusal(name)}.", _rows_of(case))
+    lost = [row for row in evidence.families(name) if evidence.decided(row) and (row.drop or 0.0) > 0]
+    if whole is not None and evidence.decided(whole) and (whole.drop or 0.0) > 0:
+        lost = [whole, *lost]
+    if lost:
+        told = "; ".join(
+            f"{'of all prompts' if row is whole else row.family} {wrong_words(row)}, McNemar {p_words(row.p_value)}, "
+            f"{drop_words(row)} of accuracy lost" for row in lost
+        )  # fmt: skip
+        return Bullet(title, f"{case.one} fails more than {case.base}: {told}.", tuple(rows))
+    if whole is None or whole.drop_hi is None:
+        text = f"No answer was judged right or wrong: how far {case.one} is from {case.base} is known as a KL alone."
+        return Bullet("Right and wrong were not judged", text, (Row("fidelity.csv", name, "kl_nats"),))
+    if whole.drop_hi > NEGLIGIBLE:
+        text = (
+            f"Over {whole.items} prompts {case.one} loses {drop_words(whole)} of accuracy against {case.base}: up to "
+            f"{points(whole.drop_hi)} pp may be lost, and more prompts would tell. Where a wrong answer costs more "
+            "than a card, that comes first."
+        )
+        return Bullet("That it answers as well is not shown", text, tuple(rows))
+    return Absent(title, f"{drop_words(whole)} of accuracy lost over {whole.items} prompts, and in no family for sure")
+
+
+# --- only where answers were compared ---------------------------------------------------------------------------------
+
+
+def as_good(case: Case) -> Bullet | Absent:
+    """Answers that are no worse: the whole interval of the drop within NEGLIGIBLE, and no family that is lost."""
+    title = "Answers as good"
+    evidence, name = case.answers, case.sides.one
+    whole = evidence.whole(name) if evidence else None
+    if evidence is None or whole is None or whole.drop_hi is None:
+        return Absent(title, "its answers were not judged right or wrong")
+    if evidence.passed(name) is False:
+        return Absent(title, f"it did not pass the gate: {evidence.refusal(name)}")
+    if whole.drop_hi > NEGLIGIBLE:
+        most = f"more than {points(NEGLIGIBLE)} pp cannot be excluded"
+        return Absent(title, f"{drop_words(whole)} of accuracy lost over {whole.items} prompts: {most}")
+    lost = [row for row in evidence.families(name) if evidence.decided(row) and (row.drop or 0.0) > 0]
+    if lost:
+        return Absent(title, f"it loses in {lost[0].family}: {drop_words(lost[0])}")
+    passed = f" It passed the gate ({evidence.gate_words})." if evidence.passed(name) else ""
+    text = (
+        f"{case.one} answers as well as {case.base}: {drop_words(whole)} of accuracy lost over {whole.items} prompts "
+        f"that both answered, the whole interval within {points(NEGLIGIBLE)} pp.{passed}"
+    )
+    return Bullet(title, text, (Row("families.csv", name, "drop_lo, drop, drop_hi"),))
+
+
+def cheaper_answers(case: Case) -> Bullet | Absent:
+    """A lower price for each correct answer, what was lost in accuracy paid for."""
+    title = "Lower cost a correct answer"
+    if doubt := case.doubt():
+        return Absent(title, doubt)
+    one, base = (case.correct.get(name) for name in case.sides.names)
+    if one is None or base is None or one.break_even is None or one.kept is None or one.kept_lo is None:
+        return Absent(title, (one.note if one else "") or "its answers were not judged, or an hour has no price")
+    if case.saving is None or case.saving.share_lo is None:
+        return Absent(title, "the price of a token has no interval")
+    needed = max(one.break_even, 1 - case.saving.share_lo)
+    kept = f"{percent(one.kept)} [{percent(one.kept_lo)} to {percent(one.kept_hi or 0.0)}]"
+    if one.kept_lo <= needed:
+        return Absent(title, f"it has {kept} of {case.base}'s accuracy, and needs more than {percent(needed)} for sure")
+    text = (
+        f"1,000 correct answers cost {one.usd_per_1000_correct:.3g} USD with {case.one} and "
+        f"{base.usd_per_1000_correct:.3g} USD with {case.base}. {case.one} is the cheaper one for each while it keeps "
+        f"more than {percent(one.break_even)} of {case.base}'s accuracy (at the worse end of the price's interval "
+        f"{percent(needed)}); it keeps {kept}."
+    )
+    rows = (Row("families.csv", case.sides.one, "right, base_right, items"), *_at_operating(case, "req_s"))
+    return Bullet(title, text, rows)
+
+
+def _rows_of(case: Case) -> tuple[Row, ...]:
+    """Where the gate's figures stand."""
+    found = [Row("families.csv", case.sides.one, "drop, drop_hi, issues")] if case.answers and case.answers.whole(
+        case.sides.one) else []  # fmt: skip
+    if case.answers and case.answers.whole_fidelity(case.sides.one):
+        found.append(Row("fidelity.csv", case.sides.one, "kl_nats_hi"))
+    return tuple(found)
+
+
+OF_ANSWERS: tuple[Callable[[Case], Bullet | Absent], ...] = (as_good, cheaper_answers)
+"""For, where the run's answers were compared: of a run that asked nothing they were not tested."""
 FOR: tuple[Callable[[Case], Bullet | Absent], ...] = (
     keeps_it_alone, cost, tenants, fewer_cards, smaller_card, two_variants, one_platform, kv_room, energy,
 )  # fmt: skip

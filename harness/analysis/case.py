@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.analysis.capacity import CardPlan, Freed, freed_memory, operating_levels, plan_cards
+from harness.analysis.correct import CorrectLine, correct_lines
+from harness.analysis.evidence import Evidence
 from harness.analysis.headline import label
 from harness.analysis.levels import axis, latest, levels, load, one_trace, precision_order
 from harness.analysis.saving import Saving, savings
@@ -31,6 +33,10 @@ class Case:
     saving: Saving | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The server's settings, as run.toml has them."""
+    evidence: Evidence | None = None
+    """What was found about the answers; None: nobody looked at them."""
+    correct: Mapping[str, CorrectLine] = field(default_factory=dict)
+    """What a correct answer costs in each precision that was judged."""
 
     @property
     def one(self) -> str:
@@ -39,6 +45,11 @@ class Case:
     @property
     def base(self) -> str:
         return label(self.sides.other)
+
+    @property
+    def answers(self) -> Evidence | None:
+        """What was found about the answers of the two; None: nobody compared them."""
+        return self.evidence if self.evidence and self.evidence.measured(self.sides.one) else None
 
     @property
     def card(self) -> str:
@@ -85,10 +96,11 @@ def make_case(
     on_gpu: bool = True,
     failed: Mapping[str, Mapping[str, int]] | None = None,
     settings: Mapping[str, Any] | None = None,
+    evidence: Evidence | None = None,
 ) -> Case | None:
     """The case of the precision that has the most tokens a second at its own safe load, against the baseline.
 
-    None where there is nothing to compare.
+    One that did not pass the gate comes after all others. None where there is nothing to compare.
     """
     base, *others = precision_order(points)
     if not others:
@@ -99,7 +111,8 @@ def make_case(
         at = operating.get(precision)
         return (at.tok_s or 0.0) if at else 0.0
 
-    one = max(others, key=speed)
+    refused = {name for name in others if evidence and evidence.passed(name) is False}
+    one = max(others, key=lambda name: (name not in refused, speed(name)))
     sides = Sides(
         one,
         base,
@@ -119,7 +132,18 @@ def make_case(
         freed=next((line for line in freed if line.precision == one), None),
         saving=next((line for line in savings(points, knees, assumptions) if line.precision == one), None),
         settings=settings or {},
+        evidence=evidence if evidence and evidence.baseline == base else None,
+        correct=_correct(points, knees, assumptions, evidence),
     )
+
+
+def _correct(
+    points: Sequence[SweepPoint], knees: Sequence[Knee], assumptions: Assumptions, evidence: Evidence | None
+) -> dict[str, CorrectLine]:
+    if evidence is None:
+        return {}
+    lines = correct_lines(points, knees, evidence.outcomes, evidence.baseline, assumptions)
+    return {line.precision: line for line in lines}
 
 
 def reasons(point: SweepPoint) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.analysis.compare import compare
+from harness.analysis.evidence import EIGHT_BIT, Evidence
 from harness.analysis.levels import BASELINE, latest
 from harness.analysis.sides import MOST, ONE_USER, SAFE, SOME_USERS, Sides
 from harness.analysis.trials import (
@@ -27,9 +28,10 @@ from harness.analysis.trials import (
     kernels_only_for_other,
     less_energy,
     long_prompts,
+    loses_less,
     more_users,
-    never,
     own_failures,
+    rivals_eight_bits,
     size,
     slow_on_fallback,
 )
@@ -61,6 +63,7 @@ def judge(
     knees: Sequence[Knee],
     ratios: Sequence[Ratio],
     checkpoint_bytes: Mapping[str, int] | None = None,
+    evidence: Evidence | None = None,
 ) -> tuple[list[Judged], list[Judged]]:
     """(INT4 against BF16, AWQ against GPTQ): each claim for each 4-bit precision, and for the first AWQ and GPTQ.
 
@@ -71,7 +74,7 @@ def judge(
 
     def sides(one: str, other: str, paired: Sequence[Ratio]) -> Sides:
         rows = [point for point in latest(points) if point.precision in (one, other)]
-        return Sides(one, other, rows, paired, by_precision, failed, checkpoint_bytes)
+        return Sides(one, other, rows, paired, by_precision, failed, checkpoint_bytes, evidence)
 
     base = next((name for name in names if name.lower() == BASELINE), "")
     four = [name for name in names if is_int4(name)] if base else []
@@ -93,7 +96,7 @@ def is_method(precision: str, method: str) -> bool:
 def is_int4(precision: str) -> bool:
     """Whether a precision's name says 4-bit weights: the bits, or a method that makes 4 unless it is told otherwise."""
     words = _words(precision)
-    other_bits = {"smoothquant", "int8", "w8a8", "w8a16", "8bit", "int3", "w3a16", "3bit"}
+    other_bits = EIGHT_BIT | {"int3", "w3a16", "3bit", "int2", "w2a16", "2bit"}
     return bool(words & {"awq", "gptq", "rtn", "qat", "qad", "int4", "w4a16", "4bit"}) and not words & other_bits
 
 
@@ -119,7 +122,6 @@ def _judged(claims: Sequence[Claim], pairs: Sequence[Sides], lacking: str) -> li
 
 # --- the claims -------------------------------------------------------------------------------------------------------
 
-_QUALITY = never("quality was not measured in this run")
 QUARTER = 0.30
 """4 of 16 bits, and what scales and the layers that stay in 16 bits add in a large model."""
 MORE = 1.02
@@ -197,7 +199,7 @@ INT4_AGAINST_BF16: tuple[Claim, ...] = (
     ),
     Claim(
         "quality", "4-bit weights rival 8-bit ones in accuracy",
-        "https://arxiv.org/abs/2411.02355", _QUALITY,
+        "https://arxiv.org/abs/2411.02355", rivals_eight_bits,
     ),
 )  # fmt: skip
 
@@ -258,6 +260,6 @@ AWQ_AGAINST_GPTQ: tuple[Claim, ...] = (
     ),
     Claim(
         "quality", "AWQ loses less accuracy than GPTQ",
-        "https://aifoss.dev/blog/gptq-awq-gguf-vllm-production-inference-2026/", _QUALITY,
+        "https://aifoss.dev/blog/gptq-awq-gguf-vllm-production-inference-2026/", loses_less,
     ),
 )  # fmt: skip

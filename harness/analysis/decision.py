@@ -1,13 +1,14 @@
 """The decision that a run supports, in one sentence, with the load and the rows that it stands on.
 
 It claims no more than the comparison does: a precision is preferred for users only where the knees are told apart, for
-speed only where the paired ratio of a valid row is, and never before its answers were judged, which no run of this
-kind does.
+speed only where the paired ratio of a valid row is, and never without a word about its answers: that they passed the
+gate, or what they lost where none was given, or that nobody has looked at them yet. One that failed is not served.
 """
 
 from __future__ import annotations
 
 from harness.analysis.case import Case, reasons
+from harness.analysis.evidence import drop_words
 from harness.analysis.headline import label
 from harness.analysis.knee import Place, placed, safe_load
 from harness.analysis.levels import axis, levels, load, one_trace
@@ -25,15 +26,20 @@ def decide(case: Case) -> str:
     if one_trace(case.sides.points):
         return _on_a_trace(case)
     safe = [_safe(case, name) for name in case.sides.names]
+    if refusal := _refusal(case):
+        if safe[1] is None:
+            return f"Sign off neither: {refusal}, and {base} keeps {slo} for sure at no tested load."
+        return f"Stay with {base}, up to {safe[1]} at {slo}: {refusal}."
+    provided = _provided(case)
     if safe[0] is None and safe[1] is None:
         return f"Sign off neither: {one} and {base} keep {slo} for sure at no tested load."
     if safe[0] is None:
         return f"Stay with {base}, up to {safe[1]}: {one} keeps {slo} for sure at no tested load."
     if safe[1] is None:
-        return f"Serve {one} up to {safe[0]} at {slo}, {PROVIDED}: {base} keeps it for sure at no tested load."
+        return f"Serve {one} up to {safe[0]} at {slo}, {provided}: {base} keeps it for sure at no tested load."
     found, care = more_users(case.sides), f" ({case.doubt()})" if case.doubt() else ""
     if found.outcome == "supported":
-        return f"Serve {one} up to {safe[0]} at {slo}, {PROVIDED}: {base} is safe up to {safe[1]}{care}."
+        return f"Serve {one} up to {safe[0]} at {slo}, {provided}: {base} is safe up to {safe[1]}{care}."
     if found.outcome == "refuted":
         return f"Stay with {base}, up to {safe[1]} at {slo}: {one} is safe up to {safe[0]} only{care}."
     at = case.sound_safe_load()
@@ -43,12 +49,35 @@ def decide(case: Case) -> str:
     speed = f"{times(ratio) or 'an unknown multiple of'} the tokens a second at {case.amount(at)}"
     if against(ratio) == "supported":
         users = f"more {axis(case.sides.points).what} are not shown ({found.why})"
-        return f"Serve {one} up to {safe[0]} at {slo}, {PROVIDED}: it delivers {speed}; {users}."
+        return f"Serve {one} up to {safe[0]} at {slo}, {provided}: it delivers {speed}; {users}."
     speed = f"it loses some: {speed}" if against(ratio) == "refuted" else speed
     users = f"{axis(case.sides.points).what} ({found.why})"
     return (
         f"Stay with {base}, up to {safe[1]} at {slo}: {one} shows no gain, neither in speed ({speed}) nor in {users}."
     )
+
+
+def _refusal(case: Case) -> str:
+    """Why its answers forbid it; "" where no gate does."""
+    evidence, name = case.answers, case.sides.one
+    if evidence is None or evidence.passed(name) is not False:
+        return ""
+    return f"{case.one}'s answers did not pass the gate ({evidence.refusal(name)})"
+
+
+def _provided(case: Case) -> str:
+    """Under which condition about its answers it may be served."""
+    evidence, name = case.answers, case.sides.one
+    if evidence is None:
+        return PROVIDED
+    if evidence.passed(name):
+        return f"as its answers passed the gate ({evidence.gate_words})"
+    gate = "the gate says nothing of it" if evidence.gate_words else "no gate was given"
+    whole, distance = evidence.whole(name), evidence.whole_fidelity(name)
+    if whole is not None:
+        return f"if it may lose {drop_words(whole)} of accuracy ({whole.items} prompts; {gate})"
+    far = "" if distance is None or distance.kl_nats is None else f" (KL {distance.kl_nats:.2g} nats; {gate})"
+    return f"{PROVIDED}: no answer was judged right or wrong{far}"
 
 
 def decide_alone(knee: Knee | None, points: list[SweepPoint], slo: Slo) -> str:
@@ -88,10 +117,11 @@ def _on_a_trace(case: Case) -> str:
     told = " ".join(_kept(case.sides.rows(name), case.slo) for name in reversed(case.sides.names))
     if base and base.surely_inside:
         verb = f"Stay with {case.base}"
-    elif one and one.surely_inside:
-        verb = f"Serve {case.one}, {PROVIDED}"
+    elif one and one.surely_inside and not _refusal(case):
+        verb = f"Serve {case.one}, {_provided(case)}"
     else:
         verb = "Sign off neither"
+    verb = f"{verb}: {refusal}" if (refusal := _refusal(case)) else verb
     return f"{verb}. {told} No load was varied, so that is said of this trace alone."
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from harness.analysis.capacity import MemoryLine, memory_split
 from harness.analysis.compare import METRICS, Estimate, Pair, rows_ratio, session_pairs
+from harness.analysis.evidence import Evidence
 from harness.analysis.knee import safe_load
 from harness.analysis.levels import BASELINE, USERS, axis, load, one_trace
 from harness.records import Knee, Ratio, SweepPoint
@@ -18,9 +19,11 @@ from harness.records import Knee, Ratio, SweepPoint
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Where a figure is found again: a file of the run, or of its report (knees.csv, comparison.csv)."""
+    """Where a figure is found again: a file of the run, or of its report (all but points.csv and run.toml)."""
 
-    table: Literal["points.csv", "run.toml", "knees.csv", "comparison.csv"]
+    table: Literal[
+        "points.csv", "run.toml", "knees.csv", "comparison.csv", "families.csv", "fidelity.csv", "failures.csv"
+    ]
     precision: str
     """As in the table; of several they are joined by commas."""
     column: str
@@ -67,6 +70,8 @@ class Sides:
     failed: Mapping[str, Mapping[str, int]] | None = None
     """Kinds of failed requests of each precision, counted; None: there is no requests.csv to say."""
     checkpoint_bytes: Mapping[str, int] | None = None
+    evidence: Evidence | None = None
+    """What was found about the answers of the run's precisions."""
 
     @property
     def names(self) -> tuple[str, str]:

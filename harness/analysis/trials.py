@@ -18,10 +18,11 @@ from typing import Literal
 from scipy.stats import binomtest
 
 from harness.analysis.compare import Estimate, rows_ratio
+from harness.analysis.evidence import NEGLIGIBLE, drop_words, wrong_words
 from harness.analysis.headline import load_ratio
 from harness.analysis.levels import load, shown
 from harness.analysis.sides import MOST, ONE_USER, Row, Sides, Where, times
-from harness.records import SweepPoint
+from harness.records import Outcomes, SweepPoint
 
 Outcome = Literal["supported", "refuted", "undecided", "not measured"]
 
@@ -33,6 +34,7 @@ LONG_TOKENS = 4096
 """Mean prompt from which a run says something of long contexts: where the measurements of the claims' sources begin."""
 BROKEN = ("errors", "gave_up", "engine_died", "engine_restarted", "preempting")
 """Reasons of a verdict that tell of something failing in the server."""
+NOT_ASKED = "quality was not measured in this run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,9 +273,42 @@ def on_fallback(sides: Sides, precision: str) -> bool:
     return any("slow_kernel" in point.verdict_reasons for point in sides.rows(precision))
 
 
-def never(why: str) -> Trial:
-    """A claim about what no run of this kind looks at."""
-    return lambda sides: Finding("not measured", why=why)
+# --- trials by answers, paired ----------------------------------------------------------------------------------------
+
+
+def rivals_eight_bits(sides: Sides) -> Finding:
+    """The claim that its answers are as good as an 8-bit precision's of the run: no more than NEGLIGIBLE is lost."""
+    if sides.evidence is None:
+        return Finding("not measured", why=NOT_ASKED)
+    eight = sides.evidence.eight_bit()
+    if eight is None:
+        return Finding("not measured", why="no 8-bit precision among those whose answers were compared")
+    pair = sides.evidence.pair(sides.one, eight)
+    outcome = _lost(
+        pair, lambda low, high: "supported" if high <= NEGLIGIBLE else "refuted" if low > NEGLIGIBLE else None
+    )
+    return _paired(pair, outcome)
+
+
+def loses_less(sides: Sides) -> Finding:
+    """The claim that it has more right than the other, of the same prompts."""
+    if sides.evidence is None:
+        return Finding("not measured", why=NOT_ASKED)
+    pair = sides.evidence.pair(sides.one, sides.other)
+    return _paired(pair, _lost(pair, lambda low, high: "supported" if high < 0 else "refuted" if low > 0 else None))
+
+
+def _lost(pair: Outcomes | None, said: Callable[[float, float], Outcome | None]) -> Outcome:
+    if pair is None or pair.drop_lo is None or pair.drop_hi is None:
+        return "undecided"
+    return said(pair.drop_lo, pair.drop_hi) or "undecided"
+
+
+def _paired(pair: Outcomes | None, outcome: Outcome) -> Finding:
+    if pair is None:
+        return Finding("not measured", why="no prompt was judged for both")
+    row = Row("failures.csv", pair.precision, "quant_ok")
+    return Finding(outcome, row=row, why=f"{drop_words(pair)} of accuracy lost, {wrong_words(pair)}")
 
 
 def _broken(point: SweepPoint) -> bool:

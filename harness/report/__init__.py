@@ -6,6 +6,8 @@
     html.py         capacity.html, dressed from that text; whatif.py is the data of its what-if panel
     workbook/       cost.xlsx: live formulas over the rows
     brief.py        risk_brief.md and business_case.md; guidance.py has the tables of the first
+    failures.py     failures.md: what breaks, with examples; quality.py: quality.md, how far, and whether it ships
+    answers.py      the section on quality of a sweep's page; logs.py: what the engine's logs say
     versus.py       two runs, before and after; differences.py says what else differs between them
     history.py      the runs of a directory as rows
     terminal.py     what the commands print
@@ -15,7 +17,7 @@
     knees.py        knees, their three views and crossovers in words
     planning.py     cards, money and memory in words
     setup.py        with what a run was measured, in words
-    plots.py        figures; the only module that imports matplotlib
+    plots.py        figures of a sweep, quality_plots.py those of quality; they alone import matplotlib
     placing.py      where their labels and ticks go
 
 A report depends on the run's files alone: the same files give the same bytes.

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.analysis.bullets import AGAINST, FOR, Absent, Bullet
+from harness.analysis.bullets import AGAINST, FOR, OF_ANSWERS, Absent, Bullet
 from harness.analysis.capacity import Freed, operating_levels
 from harness.analysis.case import Case, make_case
 from harness.analysis.claims import Claim, Judged, failures, judge
 from harness.analysis.crossover import find_crossovers
 from harness.analysis.decision import decide, decide_alone, validity
+from harness.analysis.evidence import Evidence
 from harness.analysis.levels import Axis, axis, precision_order
 from harness.analysis.saving import Saving
 from harness.analysis.sides import percent, times
@@ -23,6 +24,7 @@ from harness.assumptions import Assumptions
 from harness.records import Knee, Ratio
 from harness.report.guidance import beyond, cite, guidance_table, risks_table
 from harness.report.knees import cause_words, crossover_words, rule_of_thumb
+from harness.report.logs import logs_words
 from harness.report.page import write_page
 from harness.report.planning import (
     demand_sentence,
@@ -39,11 +41,18 @@ ENOUGH = 5
 """Supported bullets from which one may speak of a case."""
 
 
-def write_brief(run: Run, knees: Sequence[Knee], ratios: Sequence[Ratio], assumptions: Assumptions, path: Path) -> Path:
-    """Write the Quantization Risk Brief. `ratios` are those of `compare`, as in comparison.csv."""
-    case = _case(run, knees, ratios, assumptions)
+def write_brief(
+    run: Run,
+    knees: Sequence[Knee],
+    ratios: Sequence[Ratio],
+    assumptions: Assumptions,
+    path: Path,
+    evidence: Evidence | None = None,
+) -> Path:
+    """Write the Quantization Risk Brief. `ratios`: those of `compare`, as in comparison.csv; `evidence`: of quality."""
+    case = _case(run, knees, ratios, assumptions, evidence)
     told = run.settings.get("checkpoint_bytes")
-    groups = judge(run.points, run.requests, knees, ratios, told if isinstance(told, dict) else None)
+    groups = judge(run.points, run.requests, knees, ratios, told if isinstance(told, dict) else None, evidence)
     decision = decide(case) if case else decide_alone(next(iter(knees), None), run.points, run.slo)
     return write_page(
         "risk_brief.md.j2",
@@ -57,6 +66,8 @@ def write_brief(run: Run, knees: Sequence[Knee], ratios: Sequence[Ratio], assump
         guidance=guidance_table(run, knees, assumptions) if knees else "",
         beyond=[line for knee in knees if (line := beyond(run, knee))],
         risks=risks_table(run, knees, case),
+        logs=logs_words(run),
+        judged=evidence is not None,
         crossover=crossover_words(run.points, find_crossovers(run.points, ratios)),
         spread=" The intervals know nothing of run-to-run spread."
         if any(r.basis == "requests" for r in ratios)
@@ -69,10 +80,17 @@ def write_brief(run: Run, knees: Sequence[Knee], ratios: Sequence[Ratio], assump
     )
 
 
-def write_case(run: Run, knees: Sequence[Knee], ratios: Sequence[Ratio], assumptions: Assumptions, path: Path) -> Path:
+def write_case(
+    run: Run,
+    knees: Sequence[Knee],
+    ratios: Sequence[Ratio],
+    assumptions: Assumptions,
+    path: Path,
+    evidence: Evidence | None = None,
+) -> Path:
     """Write the business case: the bullets that the run supports, and which it does not."""
-    case = _case(run, knees, ratios, assumptions)
-    gains = [bullet(case) for bullet in FOR] if case else []
+    case = _case(run, knees, ratios, assumptions, evidence)
+    gains = [bullet(case) for bullet in (*FOR, *(OF_ANSWERS if case.answers else ()))] if case else []
     losses = [bullet(case) for bullet in AGAINST] if case else []
     unit = axis(run.points)
     return write_page(
@@ -83,6 +101,7 @@ def write_case(run: Run, knees: Sequence[Knee], ratios: Sequence[Ratio], assumpt
         validity=escape(f"On {run.machine}: {validity(operating_levels(run.points, knees), run.points)}"),
         cautions=cautions(run),
         pair=case is not None,
+        judged=case is not None and case.answers is not None,
         one=named(case.sides.one) if case else "",
         summary=_summary(gains),
         gains=[_bullet(found, unit) for found in gains if isinstance(found, Bullet)],
@@ -93,9 +112,11 @@ def write_case(run: Run, knees: Sequence[Knee], ratios: Sequence[Ratio], assumpt
     )
 
 
-def _case(run: Run, knees: Sequence[Knee], ratios: Sequence[Ratio], assumptions: Assumptions) -> Case | None:
+def _case(
+    run: Run, knees: Sequence[Knee], ratios: Sequence[Ratio], assumptions: Assumptions, evidence: Evidence | None
+) -> Case | None:
     on_gpu, failed = run.device == "gpu", failures(run.requests)
-    return make_case(run.points, knees, ratios, run.slo, assumptions, on_gpu, failed, run.settings)
+    return make_case(run.points, knees, ratios, run.slo, assumptions, on_gpu, failed, run.settings, evidence)
 
 
 # --- the claims -------------------------------------------------------------------------------------------------------
@@ -165,7 +186,12 @@ def _about(run: Run, case: Case | None) -> str:
         return f"{named(run.points[0].precision)} alone was measured: with nothing to compare there is no case to make."
     one, base = named(case.sides.one), named(case.sides.other)
     others = [named(name) for name in precision_order(run.points) if name not in case.sides.names]
-    chosen = f" (of it and {', '.join(others)} it delivers most inside the service level)" if others else ""
+    sieved = case.evidence is not None and any(
+        case.evidence.passed(name) is False for name in precision_order(run.points)
+    )
+    most = "it delivers most inside the service level"
+    most += ", among those whose answers did not fail the gate" if sieved else ""
+    chosen = f" (of it and {', '.join(others)} {most})" if others else ""
     return (
         f"{one} against {base}{chosen}, at {run.slo.words}: what this run's own numbers support, and what they do not."
     )

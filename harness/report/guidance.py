@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 
 from harness.analysis.bullets import Bullet, slower
 from harness.analysis.case import Case
+from harness.analysis.evidence import Evidence, drop_words
 from harness.analysis.knee import KV_FULL, limits, placed, reading, safe_load
-from harness.analysis.levels import USERS, Axis, axis, latest, levels, load, shown
+from harness.analysis.levels import USERS, Axis, axis, latest, levels, load, precision_order, shown
 from harness.analysis.sides import Row, percent
 from harness.assumptions import Assumptions
 from harness.records import Knee, SweepPoint
@@ -171,10 +172,47 @@ def risks_table(run: Run, knees: Sequence[Knee], case: Case | None) -> str:
 
 
 def _quality(run: Run, knees: Sequence[Knee], case: Case | None) -> list[Risk]:
+    evidence = case.evidence if case else None
+    compared = [name for name in precision_order(run.points) if evidence and name in evidence.precisions]
+    if evidence and compared:
+        rest = [name for name in precision_order(run.points) if name not in (evidence.baseline, *compared)]
+        whose = " and ".join(map(named, rest))
+        unknown = (f"Nobody looked at the answers of {whose}", "`quality.toml`: not named there", "compare them too")
+        return [*(_answers(evidence, name) for name in compared), *([unknown] if rest else [])]
     random = any(point.source == "dummy-weights" for point in run.points)
     what = "The weights were random: there was nothing to judge" if random else "The answers may be worse"
     do = "measure the model itself" if random else "judge both precisions on your own questions before signing"
     return [(f"**Quality was not measured in this run.** {what}", "no column of `points.csv` speaks of it", do)]
+
+
+def _answers(evidence: Evidence, precision: str) -> Risk:
+    """What the answers of one precision lost where they lost most, and what the gate says of it."""
+    name, whole, worst = named(precision), evidence.whole(precision), evidence.worst(precision)
+    said, rows = [], []
+    if worst is not None:
+        sure = "" if evidence.decided(worst) else ", which the pairs do not decide"
+        said.append(f"it loses most in {escape(worst.family)}: {drop_words(worst)} of accuracy{sure}")
+        rows.append(f"`families.csv`: {escape(precision)}, {escape(worst.family)}, `drop`, `drop_hi`")
+    elif whole is not None:
+        said.append(f"{drop_words(whole)} of accuracy lost over {whole.items} prompts, and in no family")
+        rows.append(f"`families.csv`: {escape(precision)}, all, `drop`, `drop_hi`")
+    if distance := evidence.whole_fidelity(precision):
+        said.append(f"KL {interval(distance.kl_nats, distance.kl_nats_lo, distance.kl_nats_hi)} nats")
+        rows.append(f"`fidelity.csv`: {escape(precision)}, `kl_nats`, `kl_nats_hi`")
+    if issues := len(evidence.issues(precision)):
+        said.append(f"{issues} answers with an issue that {named(evidence.baseline)}'s have not")
+        rows.append(f"`failures.csv`: {escape(precision)}, `quant_issue`")
+    passed = evidence.passed(precision)
+    if passed is False:
+        what = f"**{name} did not pass the gate**: {escape(evidence.refusal(precision))}"
+        do = "do not serve it; [failures.md](failures.md) shows what breaks"
+    elif passed:
+        what = f"{name} passed the gate ({escape(evidence.gate_words)})"
+        do = "read the examples in [failures.md](failures.md): the gate is no better than its prompts"
+    else:
+        what = f"**No gate was given for the answers of {name}**"
+        do = "read [failures.md](failures.md), and say what may be lost with `--gate`"
+    return "; ".join([what, *said]), "; ".join(rows) or "`quality.toml`", do
 
 
 def _machine(run: Run, knees: Sequence[Knee], case: Case | None) -> list[Risk]:

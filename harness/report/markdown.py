@@ -12,15 +12,19 @@ from typing import Any
 
 from harness.analysis.capacity import MemoryLine, capacity_lines, memory_split, plan_cards
 from harness.analysis.compare import MIN_PAIRS, compare
+from harness.analysis.correct import correct_lines
 from harness.analysis.cost import cost_lines, stated_lines
 from harness.analysis.crossover import find_crossovers
+from harness.analysis.evidence import Evidence
 from harness.analysis.headline import alone, at_one_load, headlines
 from harness.analysis.levels import RATE, USERS, axis, latest, load, precision_order, shown
 from harness.analysis.spend import spends
 from harness.analysis.usl import find_saturations
 from harness.assumptions import Assumptions
 from harness.records import Knee, Ratio, SweepPoint
+from harness.report.answers import quality_notes, quality_table
 from harness.report.knees import crossover_words, rule_of_thumb, views_table, views_words
+from harness.report.logs import logs_words
 from harness.report.page import write_page
 from harness.report.planning import has_demand, plan_table, planning_sentences, spend_table, stated_table
 from harness.report.plots import write_figures
@@ -45,9 +49,11 @@ def write_capacity(
     assumptions: Assumptions,
     out_dir: Path,
     beside: Sequence[Run] = (),
+    evidence: Evidence | None = None,
 ) -> list[Path]:
     """Write capacity.md and figures/ into `out_dir`; returns what was written, the page first."""
     costs = cost_lines(run.points, knees, assumptions)
+    correct = correct_lines(run.points, knees, evidence.outcomes, evidence.baseline, assumptions) if evidence else []
     card_gib = run.environment.get("gpu_memory_gib") if run.device == "gpu" else None
     figures = write_figures(
         run.points, knees, costs, out_dir / "figures", slo=run.slo, card_gib=card_gib, assumptions=assumptions
@@ -79,7 +85,10 @@ def write_capacity(
         interval_note=_interval_note(run.points),
         memory_title=memory_titles.get(run.device or "", "Memory"),
         memory=_memory_words(memory_split(run.points)),
-        cost=cost_table(run.points, costs),
+        cost=cost_table(run.points, costs, correct),
+        quality=quality_table(evidence, correct, precision_order(run.points)) if evidence else "",
+        quality_notes=quality_notes(evidence, correct) if evidence else [],
+        logs=logs_words(run),
         price_note=_price_note(run, knees, assumptions),
         **_planning(run, knees, assumptions),
         run=run.name,

@@ -3,6 +3,8 @@
 capacity.md, figures/   the numbers               risk_brief.md      for who signs off the precision
 capacity.html           the same, to play with    business_case.md   for who pays
 cost.xlsx               the money, live           knees.csv, comparison.csv   for machines
+failures.md, quality.md what breaks in the answers, with failures.csv, families.csv and fidelity.csv: where any were
+                        compared
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ from harness.analysis.knee import find_knees
 from harness.assumptions import Assumptions, load_assumptions
 from harness.errors import KneebenchError
 from harness.prices import load_prices
+from harness.quality.directory import SETTINGS
 from harness.records import Knee, Ratio, write_table
 from harness.report.brief import write_brief, write_case
 from harness.report.html import write_html
 from harness.report.markdown import write_capacity
+from harness.report.quality import evidence_of, write_quality_papers
 from harness.report.run import Run, load_run
 from harness.report.workbook import write_workbook
 from harness.rundir import ASSUMPTIONS, report_dir_of
@@ -55,17 +59,20 @@ def write_papers(run: Run, out_dir: Path, given: Assumptions, beside: Sequence[R
     """The same of a run that is read already."""
     knees = find_knees(run.points, run.slo)
     ratios = compare(run.points, run.requests)
+    evidence = evidence_of(run.quality) if run.quality else None
     out_dir.mkdir(parents=True, exist_ok=True)
-    page, *figures = write_capacity(run, knees, ratios, given, out_dir, beside)
+    page, *figures = write_capacity(run, knees, ratios, given, out_dir, beside, evidence)
     written = [
         page,
         write_html(run, given, page.read_text(encoding="utf-8"), figures, out_dir / "capacity.html"),
-        write_workbook(run, knees, given, out_dir / "cost.xlsx", load_prices()),
-        write_brief(run, knees, ratios, given, out_dir / "risk_brief.md"),
-        write_case(run, knees, ratios, given, out_dir / "business_case.md"),
+        write_workbook(run, knees, given, out_dir / "cost.xlsx", load_prices(), evidence),
+        write_brief(run, knees, ratios, given, out_dir / "risk_brief.md", evidence),
+        write_case(run, knees, ratios, given, out_dir / "business_case.md", evidence),
         *_tables(knees, ratios, out_dir),
         *figures,
     ]
+    if run.quality and evidence:
+        written += write_quality_papers(run.quality, evidence, out_dir)
     return written
 
 
@@ -114,6 +121,11 @@ def _reported(run_dir: Path, slo: Slo | None, assumptions: Assumptions | None) -
     except KneebenchError as error:
         return Reported(run_dir, fault=str(error).splitlines()[0])
     return Reported(run_dir, out)
+
+
+def is_quality(path: Path) -> bool:
+    """Whether a directory holds what was found about quality, and no sweep."""
+    return (path / SETTINGS).is_file() and not is_run(path)
 
 
 def is_run(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The four figures of a run, as PNG for a README and SVG for print. The only module that imports matplotlib.
+"""The four figures of a run, as PNG for a README and SVG for print. This and quality_plots.py alone import matplotlib.
 
 One reading rule for all: colour and marker are the precision, the line's name stands at its end, bars are 95 %
 intervals, a hollow marker is a suspect point, a hollow one struck through is invalid and joins no line. Colours are
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,11 @@ def write_figures(
         figures["memory"] = lambda: memory(points, card_gib)
     if curves and any(line.usd_per_1m_tokens for line in costs):
         figures["cost"] = lambda: cost(points, knees, costs, assumptions)
+    return save(figures, out_dir)
+
+
+def save(figures: Mapping[str, Callable[[], Figure]], out_dir: Path) -> list[Path]:
+    """Draw each and write it under its name as PNG and SVG, in our style."""
     out_dir.mkdir(parents=True, exist_ok=True)
     written = []
     with matplotlib.rc_context(_RC):
@@ -128,7 +133,7 @@ def latency(points: Sequence[SweepPoint], knees: Sequence[Knee], slo_s: float | 
     """p95 over the load, both log: the knee's interpolation is then the line itself. Below it a strip of knees."""
     figure = Figure(figsize=(7, 4.2 + 0.22 * len(knees)), layout="constrained")
     upper, strip = figure.subplots(2, 1, sharex=True, height_ratios=(12, 0.6 + 0.9 * len(knees)))
-    _title(
+    headed(
         upper, f"p95 latency against {_axis_words(points)[0]}", "seconds from intended send to last token, log scale"
     )
     ends = _curves(upper, points, _p95_s)
@@ -137,7 +142,7 @@ def latency(points: Sequence[SweepPoint], knees: Sequence[Knee], slo_s: float | 
     if slo_s:
         upper.axhline(slo_s, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1.5)
         ends = [*ends, (f"SLO {slo_s:g} s", INK, upper.get_xlim()[1], slo_s)]
-    _end_labels(upper, ends)
+    end_labels(upper, ends)
     upper.tick_params(axis="x", which="both", labelbottom=False, length=0)
     upper.spines["bottom"].set_visible(False)
     _knee_strip(upper, strip, points, knees, slo_s)
@@ -150,14 +155,14 @@ def throughput(points: Sequence[SweepPoint]) -> Figure:
     """Output tokens per second over the load, from zero."""
     figure = Figure(figsize=(7, 4.1), layout="constrained")
     axes = figure.subplots()
-    _title(axes, f"Throughput against {_axis_words(points)[0]}", "output tokens per second, inside the measured window")
+    headed(axes, f"Throughput against {_axis_words(points)[0]}", "output tokens per second, inside the measured window")
     ends = _curves(axes, points, _tok_s)
     _load_axis(axes, points)
     axes.set_ylim(0, max(_shown(points, _tok_s)) * 1.06)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_xlabel(_axis_words(points)[1])
-    _end_labels(axes, ends)
+    end_labels(axes, ends)
     _note(figure, points, _tok_s)
     return figure
 
@@ -171,7 +176,7 @@ def memory(points: Sequence[SweepPoint], card_gib: float | None = None) -> Figur
     figure = Figure(figsize=(7, 1.5 + 0.55 * len(rows)), layout="constrained")
     axes = figure.subplots()
     subtitle = "GiB held by the engine" + (", on a CPU" if host else "")
-    _title(axes, "Host memory split" if host else "VRAM split", subtitle, pad=34)
+    headed(axes, "Host memory split" if host else "VRAM split", subtitle, pad=34)
     names: list[tuple[str, str, float]] = []
     for y, line in enumerate(rows):
         left = 0.0
@@ -196,7 +201,7 @@ def memory(points: Sequence[SweepPoint], card_gib: float | None = None) -> Figur
     for (name, colour, _), x in zip(names, spread([x for _, _, x in names], 0.16), strict=True):
         axes.annotate(name, (x, 1), (0, 3), xycoords="axes fraction", textcoords="offset points", ha="center",
                       color=colour, fontweight="bold", fontsize=9)  # fmt: skip
-    axes.set_yticks(range(len(rows)), [_name(line.precision) for line in rows])
+    axes.set_yticks(range(len(rows)), [short(line.precision) for line in rows])
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_visible(False)  # every bar carries its figures
     axes.spines[["left", "bottom"]].set_visible(False)
@@ -214,9 +219,9 @@ def cost(
     figure = Figure(figsize=(7, 4.1), layout="constrained")
     axes = figure.subplots()
     most = f"ring: operating point, most {axis(points).unit} inside the SLO"
-    _title(axes, "Price of a million output tokens", f"USD, log scale; {most}")
+    headed(axes, "Price of a million output tokens", f"USD, log scale; {most}")
     # The first line of each is its operating point.
-    operating = {_name(line.precision): line for line in reversed(costs)}
+    operating = {short(line.precision): line for line in reversed(costs)}
     safe = {knee.precision: safe_load(knee) for knee in knees}
     ends = []
     for name, colour, x, y in _curves(axes, points, priced):
@@ -233,7 +238,7 @@ def cost(
     _load_axis(axes, points)
     _log_axis(axes, _shown(points, priced), r"\${:g}")
     axes.set_xlabel(_axis_words(points)[1])
-    _end_labels(axes, ends)
+    end_labels(axes, ends)
     _note(figure, points, priced)
     return figure
 
@@ -263,7 +268,7 @@ def _curves(axes: Axes, points: Sequence[SweepPoint], value: Value) -> list[End]
                 axes.plot(x, y, "x", markersize=11, color=colour, zorder=4)
                 ends.append(("", colour, x, y))
         if line:
-            ends.append((_name(precision), colour, *line[-1][:2]))
+            ends.append((short(precision), colour, *line[-1][:2]))
     return ends
 
 
@@ -303,7 +308,7 @@ def _knee_strip(
             place |= {"ha": "center", "xytext": (0, 0), "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1.5}}
         strip.annotate(_knee_text(knee, axis(points)), (end, y), fontsize=9, color=colour, **place)
     strip.set_ylim(len(knees) - 0.4, -0.9)
-    strip.set_yticks(range(len(knees)), [f"{_name(knee.precision)} knee" for knee in knees], fontsize=9)
+    strip.set_yticks(range(len(knees)), [f"{short(knee.precision)} knee" for knee in knees], fontsize=9)
     strip.tick_params(axis="y", length=0)
     strip.spines["left"].set_visible(False)
 
@@ -323,7 +328,7 @@ def _axis_words(points: Sequence[SweepPoint]) -> tuple[str, str]:
     return AXES[axis(points).unit]
 
 
-def _title(axes: Axes, title: str, subtitle: str, pad: float = 22) -> None:
+def headed(axes: Axes, title: str, subtitle: str, pad: float = 22) -> None:
     axes.set_title(title, pad=pad)
     place: dict[str, Any] = {"xytext": (0, pad - 15), "xycoords": "axes fraction", "textcoords": "offset points"}
     axes.annotate(subtitle, (0, 1), fontsize=9, color=FAINT, **place)
@@ -355,7 +360,7 @@ def _log_axis(axes: Axes, shown: Sequence[float], form: str) -> None:
     axes.grid(axis="y", color=GRID, linewidth=0.8)
 
 
-def _end_labels(axes: Axes, ends: Sequence[End]) -> None:
+def end_labels(axes: Axes, ends: Sequence[End]) -> None:
     """Name each line in a column behind the longest; labels that would touch move apart, a thin line leads to what ends
     earlier."""
     to_fraction = axes.transScale + axes.transLimits
@@ -382,7 +387,7 @@ def _note(figure: Figure, points: Sequence[SweepPoint], value: Value) -> None:
     if any(point.verdict == "invalid" and value(point)[0] for point in points):
         parts.append("struck through: invalid, no part of the line")
     absent = dict.fromkeys(
-        f"{_name(point.precision)} at {shown(load(point))}" for point in latest(points) if not value(point)[0]
+        f"{short(point.precision)} at {shown(load(point))}" for point in latest(points) if not value(point)[0]
     )
     if absent:
         parts.append("no figure: " + ", ".join(absent))
@@ -415,7 +420,7 @@ def _seconds(milliseconds: float | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1e3
 
 
-def _name(precision: str) -> str:
+def short(precision: str) -> str:
     """The precision as a figure has room for it."""
     name = label(precision).replace("$", r"\$")  # two bare dollars would be a formula
     return name if len(name) <= 14 else name[:13] + "…"

@@ -3,6 +3,7 @@
 The rows are read strictly (a wrong column is an error), the two descriptions leniently: they only say with what the
 rows were made, and a report of an older run is worth more than a complaint about a missing key. Nor does a report wait
 for the requests: without them, or with a table of them that a crash left torn, it lacks what was paired by request.
+What was found about quality, where the directory has any, comes with it.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from harness.analysis.metrics import judged_by
 from harness.errors import InputError, RecordError
+from harness.quality.directory import Quality, load_quality
 from harness.records import RequestRecord, Scenario, SweepPoint, read_table
 from harness.slo import Slo
 
@@ -36,6 +38,10 @@ class Run:
     requests: Sequence[RequestRecord] = ()
     requests_fault: str | None = None
     """Why requests.csv is there and could not be read."""
+    quality: Quality | None = None
+    """What was asked of the same precisions, and what they answered."""
+    logs: Mapping[str, str] = field(default_factory=dict)
+    """The engine's logs, by their names."""
 
     @property
     def model(self) -> str:
@@ -115,6 +121,8 @@ def load_run(run_dir: Path, slo: Slo | None = None) -> Run:
         environment=_environment(run_dir / "environment.json"),
         requests=requests,
         requests_fault=fault,
+        quality=load_quality(run_dir),
+        logs={path.name: path.read_text(encoding="utf-8", errors="replace") for path in _logs(run_dir)},
     )
 
 
@@ -137,6 +145,10 @@ def _requests(path: Path) -> tuple[list[RequestRecord], str | None]:
         return read_table(path, RequestRecord), None
     except RecordError as error:
         return [], str(error).splitlines()[0]
+
+
+def _logs(run_dir: Path) -> list[Path]:
+    return sorted([*run_dir.glob("engine-*.log"), *run_dir.glob("quality-*.log")])
 
 
 def _environment(path: Path) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 
 from harness.analysis.compare import METRICS
+from harness.analysis.correct import CorrectLine
 from harness.analysis.headline import label
 from harness.analysis.knee import safe_load
 from harness.analysis.levels import RATE, USERS, axis, load, precision_order, shown
@@ -102,8 +103,11 @@ def throughput_lines(ratios: Sequence[Ratio]) -> list[str]:
     return [f"{name}: {'; '.join(found)}" for name, found in lines.items()]
 
 
-def cost_table(points: Sequence[SweepPoint], costs: Sequence[CostLine]) -> str:
-    """Prices, the operating point of each precision in bold; it names its load itself where that is a rate."""
+def cost_table(points: Sequence[SweepPoint], costs: Sequence[CostLine], correct: Sequence[CorrectLine] = ()) -> str:
+    """Prices, the operating point of each precision in bold; it names its load itself where that is a rate.
+
+    `correct`: what 1,000 correct answers cost there, a column where anybody knows.
+    """
     columns = {
         "Precision": [named(line.precision) for line in costs],
         "Operating point": [_bold_operating(line.operating_point) for line in costs],
@@ -113,9 +117,21 @@ def cost_table(points: Sequence[SweepPoint], costs: Sequence[CostLine]) -> str:
             interval(line.usd_per_1m_tokens, line.usd_per_1m_tokens_lo, line.usd_per_1m_tokens_hi) for line in costs
         ],
     }
+    if any(line.usd_per_1000_correct is not None for line in correct):
+        prices = {line.precision: correct_price(line) for line in correct}
+        columns["USD/1,000 correct answers"] = [
+            prices.get(line.precision, "") if "tested" in line.operating_point else "" for line in costs
+        ]
     if axis(points) is RATE:
         del columns["Users"]
     return table(tuple(columns), list(zip(*columns.values(), strict=True)))
+
+
+def correct_price(line: CorrectLine) -> str:
+    """USD for 1,000 correct answers, with the interval that its accuracy gives it."""
+    if line.usd_per_1000_correct is not None and line.usd_per_1000_correct_hi is None:
+        return f"{number(line.usd_per_1000_correct)} [{number(line.usd_per_1000_correct_lo)} or more]"
+    return interval(line.usd_per_1000_correct, line.usd_per_1000_correct_lo, line.usd_per_1000_correct_hi)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str] = WORDS) -> str:
@@ -149,6 +165,11 @@ def escape(text: object) -> str:
 def named(precision: str) -> str:
     """A precision's name for people; it may be the user's own (`--precisions NAME=PATH`)."""
     return escape(label(precision))
+
+
+def listed(words: Sequence[str]) -> str:
+    """One, two and three."""
+    return " and ".join([*([", ".join(words[:-1])] if len(words) > 1 else []), *words[-1:]])
 
 
 def reasons(point: SweepPoint) -> str:

@@ -12,6 +12,7 @@ from rich.text import Text
 from harness.analysis.capacity import plan_cards
 from harness.analysis.compare import compare
 from harness.analysis.cost import stated_lines
+from harness.analysis.evidence import Evidence
 from harness.analysis.headline import alone, at_one_load, headlines, label
 from harness.analysis.knee import find_knees
 from harness.analysis.levels import axis, load, shown
@@ -57,6 +58,41 @@ def show_run(console: Console, run: Run) -> None:
         said = [] if knees else at_one_load(run.points, run.slo, run.machine)
     for sentence in said:
         console.print(f"\n{sentence}", markup=False, highlight=False, style="bold")
+
+
+def show_quality(console: Console, evidence: Evidence) -> None:
+    """A line for each precision beside the baseline, the baseline's own repeat among them, and the gate's verdicts."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("precision", "right", "drop, pp [95 %]", "p", "issues", "KL", "same", "gate"):
+        table.add_column(column, justify="left" if column in ("precision", "gate") else "right", overflow="fold")
+    for precision in (evidence.baseline, *evidence.precisions):
+        pairs, read = evidence.whole(precision), evidence.whole_fidelity(precision)
+        if pairs is None and read is None:
+            continue
+        ships = evidence.passed(precision)
+        own = " again" if precision == evidence.baseline else ""
+        table.add_row(
+            Text(f"{precision}{own}"),
+            f"{pairs.right}/{pairs.items}" if pairs else "–",
+            _points(pairs.drop, pairs.drop_lo, pairs.drop_hi) if pairs else "–",
+            _figure(pairs.p_value if pairs else None, ".2g"),
+            f"{pairs.issues}/{pairs.answered}" if pairs else "–",
+            _figure(read.kl_nats if read else None, ".2g"),
+            _figure(read.agreement if read else None, ".1%"),
+            "" if ships is None else "ship" if ships else "do not ship",
+        )
+    console.print()
+    console.print(table)
+    for line in (line for line in evidence.gate if not line.ships):
+        console.print(f"{line.precision}: {line.words}", markup=False, highlight=False)
+
+
+def _points(value: float | None, low: float | None, high: float | None) -> str:
+    """A difference of shares in percentage points, with its interval."""
+    if value is None:
+        return "–"
+    ends = "" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"{100 * value:+.1f}{ends}"
 
 
 def capacity_tables(points: Sequence[SweepPoint], knees: Sequence[Knee], assumptions: Assumptions) -> list[Table]:

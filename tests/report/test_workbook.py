@@ -65,6 +65,26 @@ def test_prices_by_hand(book: Callable[[str], Path]) -> None:
     assert lines(case, path, "slo_blended")[1] == pytest.approx(0.0341222, rel=1e-5)
 
 
+def test_a_correct_answer_by_hand(book: Callable[[str], Path]) -> None:
+    """AWQ at 32 users completes 1,150 / 31 = 37.0968 requests a second in half of an hour of 0.36 USD:
+    0.36 / (37.0968 × 1,800) × 1,000 = 0.0053913 USD for 1,000 answers, 48 of 60 right: 0.0067391. BF16 at 16 users
+    400 / 31 = 12.9032: 0.0155 for 1,000, 57 of 60: 0.0163158. AWQ pays from 0.0053913 / 0.0155 = 34.783 % of BF16's
+    accuracy on, and keeps 48/57."""
+    case, path = CASES["judged"], book("judged")
+    assert lines(case, path, "correct") == pytest.approx([0.0163158, 0.0067391], rel=1e-5)
+    assert lines(case, path, "even") == [None, pytest.approx(0.3478261)]
+    assert lines(case, path, "kept") == [None, pytest.approx(48 / 57)] and lines(case, path, "pays") == [None, "yes"]
+    cells = read(path)
+    assert [cells["Quality", at].value for at in ("C5", "D5", "C6", "D6")] == [57, 48, 60, 60]
+    assert "1,000 correct answers" in {cell.value for (sheet, _), cell in cells.items() if sheet == "Answer"}
+
+
+def test_no_sheet_of_quality_where_nobody_asked(book: Callable[[str], Path]) -> None:
+    cells = read(book("usual"))
+    assert "Quality" not in {sheet for sheet, _ in cells}
+    assert not [cell for cell in cells.values() if "orrect answer" in str(cell.value)]
+
+
 def test_a_stated_load_between_tested_ones_by_hand(book: Callable[[str], Path]) -> None:
     """12 users between 8 (BF16: 240 tok/s) and 16 (400): ln 1.5 / ln 2 = 0.5849625 of the way, on logarithms
     240 × (400 / 240)^0.5849625 = 323.582 tok/s; 0.36 / (323.582 × 1,800) × 1e6 = 0.618080 USD. 32 users were tested."""

@@ -22,7 +22,7 @@ import pytest
 from harness.analysis.knee import find_knees
 from harness.assumptions import Assumptions
 from harness.slo import Slo
-from tests.report.workbook_cases import CASES, OWNED, PLANNED, Case, Cell, lines, read, rewritten
+from tests.report.workbook_cases import CASES, OWNED, PLANNED, Case, Cell, judged, lines, read, rewritten
 
 GARBAGE = -987654321.0
 TIMEOUT_S = 240
@@ -88,13 +88,18 @@ CHANGES: dict[str, tuple[str, dict[str, float | str | None], Case]] = {
             ),
         ),
     ),
+    "count of right answers": (
+        "judged",
+        {"Quality!D5": 12.0, "Quality!C5": 40.0, "Quality!C6": 50.0, "Quality!D6": 50.0, "usd_per_hour": 0.8},
+        Case(USUAL.run, replace(PLANNED, usd_per_hour=0.8), judged(40, 12, 50)),
+    ),
     "power": (
         "owned",
         {"watts": 333.0, "usd_per_kwh": 0.6},
         replace(RENTED_FROM, assumptions=replace(OWNED, watts=333.0, usd_per_kwh=0.6)),
     ),
 }
-"""Of which case, which cells are typed over with what, and the run and assumptions that then are the library's."""
+"""Of which case, which cells (of Inputs by name) are typed over with what, and what then is the library's."""
 
 
 def spoilt(sheet: str, xml: str) -> str:
@@ -109,8 +114,10 @@ def typed(path: Path, values: dict[str, float | str | None]) -> Callable[[str, s
 
     def change(sheet: str, xml: str) -> str:
         xml = spoilt(sheet, xml)
-        for name, value in values.items() if sheet == "Inputs" else ():
-            at = f"B{cells[name][1:]}"
+        for name, value in values.items():
+            at = name.partition("!")[2] if "!" in name else f"B{cells[name][1:]}"
+            if sheet != (name.partition("!")[0] if "!" in name else "Inputs"):
+                continue
             kind, inner = "", "" if value is None else f"<v>{value}</v>"
             if isinstance(value, str):
                 kind, inner = ' t="inlineStr"', f"<is><t>{value}</t></is>"

@@ -10,9 +10,10 @@ from typing import Any
 from xml.etree import ElementTree
 from zipfile import ZIP_DEFLATED, ZipFile
 
+from harness.analysis.evidence import Evidence
 from harness.analysis.knee import find_knees
 from harness.assumptions import Assumptions
-from harness.records import SweepPoint
+from harness.records import Outcomes, SweepPoint
 from harness.report.run import Run
 from harness.report.workbook import write_workbook
 from harness.report.workbook.layout import lay_out
@@ -23,9 +24,11 @@ from harness.slo import Slo
 class Case:
     run: Run
     assumptions: Assumptions = Assumptions()
+    evidence: Evidence | None = None
 
     def write(self, path: Path) -> Path:
-        return write_workbook(self.run, find_knees(self.run.points, self.run.slo), self.assumptions, path)
+        knees = find_knees(self.run.points, self.run.slo)
+        return write_workbook(self.run, knees, self.assumptions, path, evidence=self.evidence)
 
 
 def row(precision: str, conc: int, tok_s: float | None, p95_ms: float | None, **more: Any) -> SweepPoint:
@@ -145,7 +148,17 @@ def by_chance(seed: int) -> Case:
     return Case(run_of(points, slo), Assumptions(**given))
 
 
+def judged(base_right: int, right: int, items: int = 60) -> Evidence:
+    """AWQ beside BF16 on some prompts, flips in one direction alone."""
+    flips = (max(base_right - right, 0), max(right - base_right, 0))
+    return Evidence("bf16", ("awq",), [Outcomes("awq", "all", items, base_right, right, *flips, answered=items)])
+
+
 CASES: dict[str, Case] = {
+    "judged": Case(run_of(USUAL), PLANNED, judged(57, 48)),
+    "judged, nothing right": Case(run_of(USUAL), OWNED, judged(57, 0)),
+    "judged, all right": Case(run_of(rates()), PLANNED, judged(60, 60)),
+    "judged, one never inside": Case(run_of(USUAL, Slo(0.6)), PLANNED, judged(57, 48)),
     "usual": Case(run_of(USUAL), PLANNED),
     "as measured": Case(run_of(USUAL)),
     "owned": Case(run_of(USUAL), OWNED),
@@ -230,6 +243,6 @@ def rewritten(source: Path, to: Path, change: Callable[[str, str], str]) -> Path
 
 def lines(case: Case, path: Path, key: str) -> list[float | str | None]:
     """A line of Workings, in the order of the precisions."""
-    layout, cells = lay_out(case.run, True), read(path)
+    layout, cells = lay_out(case.run, True, case.evidence is not None), read(path)
     places = [f"{'CDEFGH'[at]}{layout.lines[key] + 1}" for at in range(len(layout.precisions))]
     return [cells["Workings", place].value if ("Workings", place) in cells else None for place in places]

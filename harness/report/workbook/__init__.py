@@ -3,6 +3,7 @@
     inputs.py    the cells that may be changed          merged.py    formulas that merge the rows of a level
     lines.py     prices, as formulas                    values.py    the library's figure for each formula
     fleet.py     cards, spend, an API, the saving       layout.py    what stands where
+    answers.py   what a correct answer costs
     answer.py    the first sheet                        sheets.py    those behind it
     charts.py    native charts                          notes.py     what the words mean
     page.py      what sheets share                      pen.py       cells, and how text from outside gets into them
@@ -22,7 +23,9 @@ from pathlib import Path
 
 from xlsxwriter import Workbook
 
-from harness.analysis.levels import load
+from harness.analysis.correct import CorrectLine, correct_lines
+from harness.analysis.evidence import Evidence
+from harness.analysis.levels import load, precision_order
 from harness.assumptions import Assumptions
 from harness.files import PARTIAL
 from harness.prices import Prices
@@ -30,6 +33,7 @@ from harness.records import Knee
 from harness.report.run import Run
 from harness.report.workbook import sheets
 from harness.report.workbook.answer import write_answer, write_one_load
+from harness.report.workbook.answers import answers_cells
 from harness.report.workbook.charts import write_charts
 from harness.report.workbook.inputs import GROUPS, Input
 from harness.report.workbook.inputs import values as input_values
@@ -40,14 +44,21 @@ from harness.report.workbook.values import Sessions, level_cells, workings_cells
 
 
 def write_workbook(
-    run: Run, knees: Sequence[Knee], assumptions: Assumptions, path: Path, prices: Prices | None = None
+    run: Run,
+    knees: Sequence[Knee],
+    assumptions: Assumptions,
+    path: Path,
+    prices: Prices | None = None,
+    evidence: Evidence | None = None,
 ) -> Path:
     """Write cost.xlsx to `path`, whole or not at all, and return it.
 
     `knees`: what find_knees says of the run. Without any (one trace at one speed) the file holds levels and their
-    prices, and nothing that takes a safe load. `prices`: a catalogue to choose from, on a sheet of its own.
+    prices, and nothing that takes a safe load. `prices`: a catalogue to choose from, on a sheet of its own. `evidence`:
+    what was found about the answers, for the price of a correct one.
     """
-    layout = lay_out(run, bool(knees))
+    correct = _correct(run, knees, assumptions, evidence)
+    layout = lay_out(run, bool(knees), judged=bool(correct))
     sessions = _sessions(layout)
     of_levels = [
         cells
@@ -66,16 +77,22 @@ def write_workbook(
     book.set_properties({"title": plain(f"{run.model}: cost and capacity"), "created": _made(run),
                          "comments": "Written by kneebench from the rows of one run."})  # fmt: skip
     pen = Pen(book)
-    names = ["Answer", "Inputs", *(["Charts", "Workings"] if knees else []), "Levels", "Points"]
+    names = ["Answer", "Inputs", *(["Quality"] if correct else []), *(["Charts", "Workings"] if knees else []),
+             "Levels", "Points"]  # fmt: skip
     tabs = {name: book.add_worksheet(name) for name in (*names, *(["Prices"] if prices else []), "Notes")}
-    tabs["Inputs"].set_tab_color("#C9A227")
+    for inputs in ("Inputs", *(["Quality"] if correct else [])):
+        tabs[inputs].set_tab_color("#C9A227")
     if knees:
         of_knees = workings_cells(run.points, knees, assumptions, sessions)
+        for cells, precision in zip(of_knees, layout.precisions, strict=True):
+            cells |= answers_cells(correct.get(precision), correct.get(layout.precisions[0]))
         write_answer(pen, tabs["Answer"], run, layout, of_knees, every, given)
         sheets.write_workings(pen, tabs["Workings"], run, layout, of_knees)
         write_charts(pen, tabs["Charts"], run, layout)
     else:
         write_one_load(pen, tabs["Answer"], run, layout, of_levels)
+    if correct:
+        sheets.write_quality(pen, tabs["Quality"], run, layout, correct)
     sheets.write_inputs(pen, tabs["Inputs"], run, groups, given, assumptions)
     sheets.write_levels(pen, tabs["Levels"], run, layout, of_levels)
     sheets.write_points(pen, tabs["Points"], run, layout)
@@ -90,6 +107,16 @@ def write_workbook(
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _correct(
+    run: Run, knees: Sequence[Knee], assumptions: Assumptions, evidence: Evidence | None
+) -> dict[str, CorrectLine]:
+    """What a correct answer costs in each precision; empty where there is nothing to say."""
+    if evidence is None or not knees or evidence.baseline != precision_order(run.points)[0]:
+        return {}
+    lines = correct_lines(run.points, knees, evidence.outcomes, evidence.baseline, assumptions)
+    return {line.precision: line for line in lines}
 
 
 def _used(layout: Layout) -> list[tuple[str, list[Input]]]:

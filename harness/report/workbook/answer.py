@@ -21,6 +21,8 @@ ANSWER: tuple[tuple[str, tuple[str, ...]], ...] = (
      ("slo_load", "slo_tok_s", "slo_tok_s_lo", "slo_tok_s_hi", "slo_req_s", "slo_p95", "slo_verdict")),
     ("1M tokens at that load",
      ("slo_hour", "slo_only", "slo_only_lo", "slo_only_hi", "slo_input", "slo_output", "slo_blended")),
+    ("1,000 correct answers at that load", ("accuracy", "correct", "correct_lo", "correct_hi")),
+    ("Accuracy that pays, against the baseline", ("even", "kept", "pays")),
     ("Saving against the baseline, at equal service level", ("saving", "saving_lo", "saving_hi")),
     ("1M tokens at the stated chat load",
      ("chat_load", "chat_safe", "chat_only", "chat_only_lo", "chat_only_hi", "chat_input", "chat_output",

@@ -9,6 +9,7 @@ from xlsxwriter.utility import xl_col_to_name
 from harness.analysis.levels import RATE, USERS, axis, latest, levels, load, precision_order
 from harness.records import SweepPoint, header
 from harness.report.run import Run
+from harness.report.workbook.answers import COUNTS, answers_sections
 from harness.report.workbook.fleet import sections
 from harness.report.workbook.lines import Line, Section, level_lines
 from harness.report.workbook.merged import MERGED
@@ -48,6 +49,8 @@ class Layout:
     sections: tuple[Section, ...]
     lines: dict[str, int]
     """Row of each line of Workings."""
+    judged: bool = False
+    """There is a sheet Quality, whose columns are those of Workings."""
 
     @property
     def unit(self) -> str:
@@ -77,6 +80,8 @@ class Layout:
         cells |= {f"base_{key}": f"{base}{row + 1}" for key, row in self.lines.items()}
         for prefix, name in (("all_", precision), ("base_all_", self.precisions[0])):
             cells |= {f"{prefix}{key}": self.level_range(name, key) for key in self.level_columns}
+        if self.judged:
+            cells |= {key: f"Quality!{here}${FIRST + at + 1}" for at, key in enumerate(COUNTS)}
         rows = [FIRST + at for at, point in enumerate(self.points) if point.precision == precision]
         for at, key in enumerate(POINT_COLUMNS):
             column = xl_col_to_name(at, True)
@@ -90,8 +95,11 @@ class Layout:
         return f"Levels!{column}${first + 1}:{column}${last + 1}"
 
 
-def lay_out(run: Run, with_workings: bool) -> Layout:
-    """Where everything stands. Without knees (one trace at one speed) there is nothing to work out beyond Levels."""
+def lay_out(run: Run, with_workings: bool, judged: bool = False) -> Layout:
+    """Where everything stands. Without knees (one trace at one speed) there is nothing to work out beyond Levels.
+
+    `judged`: answers were, and there is a price of a correct one.
+    """
     order = precision_order(run.points)
     closed = axis(run.points) is USERS
     points = sorted(
@@ -114,6 +122,7 @@ def lay_out(run: Run, with_workings: bool) -> Layout:
         *(f"repeat_{repeat}" for repeat in repeats),
     )
     found = sections(closed, repeats, axis(run.points).unit) if with_workings else []
+    found += answers_sections() if judged else []
     rows, row = {}, FIRST
     for section in found:
         row += 1  # its title
@@ -132,4 +141,5 @@ def lay_out(run: Run, with_workings: bool) -> Layout:
         repeats=repeats,
         sections=tuple(found),
         lines=rows,
+        judged=judged,
     )

@@ -38,6 +38,7 @@ def notes(run: Run, layout: Layout) -> list[tuple[str, str]]:
             cards counts, whole, with those for failover on top.""",
         "Break-even": """Requests a day at which the cards cost what the API does. Never: they are full before that, or
             their electricity alone costs more than the API's request.""",
+        "Correct answers": _correct(layout),
         "Saving": """1 − price / the baseline's price, each at its own safe load. Where two or more server sessions of
             the same number have both, the interval is about their ratios; else it combines the two levels' intervals
             (MOVER, Zou & Donner 2008).""",
@@ -62,6 +63,15 @@ def _goodput(run: Run) -> str:
         return ""
     return """The share of requests that kept all limits was counted request by request, by the limits above, and cannot
         be recounted here: while a share is given, changing the limits in seconds changes nothing."""
+
+
+def _correct(layout: Layout) -> str:
+    if not layout.judged:
+        return ""
+    return """The price of an answer over the share that is right. The shares are counted on the prompts of failures.md,
+        so the price supposes that the traffic is answered as well as those were. Its interval is Wilson's of that
+        share; that of the speed is another one. What a precision keeps of the baseline's accuracy has an interval in
+        capacity.md, for it takes the pairs. A wrong answer counts as waste, and not for the harm that it does."""
 
 
 def _left_out(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""The sheets behind the answer: Inputs, Workings, Levels, Points, Prices, Notes."""
+"""The sheets behind the answer: Inputs, Quality, Workings, Levels, Points, Prices, Notes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from xlsxwriter.worksheet import Worksheet
 
+from harness.analysis.correct import CorrectLine
 from harness.analysis.headline import label
 from harness.assumptions import Assumptions
 from harness.prices import Prices
 from harness.report.run import Run
+from harness.report.workbook.answers import COUNTS
 from harness.report.workbook.inputs import RENT_OR_OWN, Input, checked, empty
 from harness.report.workbook.layout import FIRST, HEADER, NAMED, POINT_COLUMNS, ROWS_OWN, Layout
 from harness.report.workbook.merged import MERGED, formula
@@ -80,6 +82,28 @@ def _check(cell: Input, row: int) -> str:
     whole = f",{at}=INT({at})" if cell.whole else ""
     inside = f'IF(AND({at}>=D{row + 1},{at}<=E{row + 1}{whole}),"ok","outside")'
     return f'=IF({at}="","{empty(cell)}",IF(ISNUMBER({at}),{inside},"outside"))'
+
+
+def write_quality(pen: Pen, sheet: Worksheet, run: Run, layout: Layout, correct: Mapping[str, CorrectLine]) -> None:
+    """How many answers of each precision were judged, and how many were right: inputs, of which a price is made."""
+    head(pen, sheet, run, "Quality", "Type over what is yellow with the counts of your own prompts.")
+    last = 2 + len(layout.precisions)
+    header(pen, sheet, ["", "Unit", *(label(name) for name in layout.precisions), "What it is"], range(2, last))
+    told = (
+        ("Right answers", "of those judged, on all prompts that both answered"),
+        ("Judged answers", "failures.md says which could not be"),
+    )
+    for at, (key, (title, how)) in enumerate(zip(COUNTS, told, strict=True), start=FIRST):
+        pen.text(sheet, at, 0, title)
+        pen.text(sheet, at, 1, "answers", "how")
+        for column, name in enumerate(layout.precisions, start=2):
+            line = correct.get(name)
+            value = None if line is None else line.right if key == "right" else line.items
+            pen.value(sheet, at, column, value, "input", "count")
+        pen.text(sheet, at, last, how, "how")
+    columns(sheet, [46, 11, *[15] * len(layout.precisions), 86])
+    sheet.freeze_panes(FIRST, 2)
+    set_up(sheet, header_row=HEADER)
 
 
 def write_workings(pen: Pen, sheet: Worksheet, run: Run, layout: Layout, cells: Sequence[Cells]) -> None:
