@@ -12,6 +12,7 @@ same is said of requests per second.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from harness.analysis.compare import Estimate, session_pairs, throughput_ratio
@@ -50,8 +51,8 @@ def headlines(points: Sequence[SweepPoint], knees: Sequence[Knee], machine: str)
 
 
 def label(precision: str) -> str:
-    """How a precision is written for people: AWQ, BF16."""
-    return precision.upper()
+    """How a precision is written for people: AWQ, BF16, GPTQ 3-bit."""
+    return re.sub(r"-(\d)BIT$", r" \1-bit", precision.upper())
 
 
 def alone(knee: Knee, points: Sequence[SweepPoint]) -> str:

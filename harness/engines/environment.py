@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections import deque
@@ -24,6 +23,7 @@ from platformdirs import user_cache_dir
 
 from harness.errors import EngineError, InputError, MissingTool
 from harness.files import write_whole
+from harness.processes import run_lines
 from harness.telemetry.gpu import gpus
 
 Kind = Literal["cpu", "cuda"]
@@ -166,27 +166,12 @@ def _run(command: Sequence[str], on_line: Callable[[str], None], explain: Callab
     """Run one step and pass its lines on; raise what `explain` makes of its last lines when it fails."""
     tail: deque[str] = deque(maxlen=60)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=environment,
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            tail.append(line.rstrip())
-            on_line(line.rstrip())
-        code = process.wait()
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+
+    def read(line: str) -> None:
+        tail.append(line)
+        on_line(line)
+
+    code = run_lines(command, environment, read)
     if code != 0:
         raise explain("\n".join(tail))
 

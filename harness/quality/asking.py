@@ -21,8 +21,8 @@ from harness.quality.prompts import Prompt
 from harness.records import Answer
 from harness.redact import without_keys
 
-ALTERNATIVES = 20
-"""Likeliest tokens taken down at each position; as many as OpenAI's API and vLLM's default allow."""
+ALTERNATIVES = 10
+"""Likeliest tokens taken down at each position. OpenAI's API and vLLM's default allow 20; they fill the file."""
 ANSWER_TIMEOUT_S = 600.0
 _DIGITS = 4
 """Of logarithms that a server computes from bfloat16 logits, whose own steps are a hundred times as large."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections import deque
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from harness.engines import Target
 from harness.errors import InputError, MissingTool, RunError
+from harness.processes import run_lines
 from harness.redact import hide, redact
 
 OLDEST = (0, 4, 13)
@@ -117,35 +117,19 @@ def run(
     tail: deque[str] = deque(maxlen=6)
     refused = error = ""
     on_status(f"{name}: lm-eval starts")
-    process = subprocess.Popen(
-        [str(found.python), "-m", "lm_eval", "run", "--config", str(config)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        env=_environment(target),
-        process_group=0,
-    )
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:  # its progress bar ends lines with \r, which text mode takes for an end too
-            if line.strip():
-                tail.append(line.rstrip())
-            if bar := _PROGRESS.search(line):
-                on_status(f"{name}: {bar[1]} of {bar[2]} requests answered")
-            if reason := _REFUSED.search(line):
-                refused = reason[1]
-            elif _ERROR.match(line):
-                error = line.rstrip()
-        code = process.wait()
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+
+    def read(line: str) -> None:
+        nonlocal refused, error
+        if line:
+            tail.append(line)
+        if bar := _PROGRESS.search(line):
+            on_status(f"{name}: {bar[1]} of {bar[2]} requests answered")
+        if reason := _REFUSED.search(line):
+            refused = reason[1]
+        elif _ERROR.match(line):
+            error = line
+
+    code = run_lines([str(found.python), "-m", "lm_eval", "run", "--config", str(config)], _environment(target), read)
     if code != 0:
         lines = [refused or error] if refused or error else list(tail)
         said = "\n".join(f"    {redact(line)[:500]}" for line in lines) or "    (nothing)"

@@ -66,7 +66,7 @@ def break_even_words(line: CorrectLine, baseline: str) -> str:
     if line.kept_lo > line.break_even:
         said = "so it does"
     elif line.kept_hi < line.break_even:
-        said = "so its correct answers are the dearer ones, however cheap its tokens are"
+        said = "so its correct answers are the dearer ones"
     else:
         said = "so which of the two does is not decided"
     return (

@@ -200,7 +200,8 @@ def _answers(evidence: Evidence, precision: str) -> Risk:
         said.append(f"KL {interval(distance.kl_nats, distance.kl_nats_lo, distance.kl_nats_hi)} nats")
         rows.append(f"`fidelity.csv`: {escape(precision)}, `kl_nats`, `kl_nats_hi`")
     if issues := len(evidence.issues(precision)):
-        said.append(f"{issues} answers with an issue that {named(evidence.baseline)}'s have not")
+        counted = "1 answer" if issues == 1 else f"{issues} answers"
+        said.append(f"{counted} with an issue that {named(evidence.baseline)}'s has not")
         rows.append(f"`failures.csv`: {escape(precision)}, `quant_issue`")
     passed = evidence.passed(precision)
     if passed is False:

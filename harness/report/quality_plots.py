@@ -43,11 +43,12 @@ def kl_by_position(order: Sequence[str], positions: Sequence[Fidelity]) -> Figur
     ends: list[End] = []
     shown: list[float] = []
     for at, precision in enumerate(drawn):
-        colour, marker = STYLES[order.index(precision) % len(STYLES)]
+        colour, marker, dashes = _style(order, precision)
         rows = [row for row in positions if row.precision == precision and row.kl_nats is not None]
         shift = 0.03 * (at - (len(drawn) - 1) / 2)
         line = [(parts.index((row.first or 1, row.last or 1)) + shift, _seen(row.kl_nats)) for row in rows]
-        axes.plot([x for x, _ in line], [y for _, y in line], color=colour, marker=marker, markersize=6, linewidth=1.8)
+        xs, ys = [x for x, _ in line], [y for _, y in line]
+        axes.plot(xs, ys, color=colour, marker=marker, markersize=6, linewidth=1.8, linestyle=dashes)
         for (x, y), row in zip(line, rows, strict=True):
             low, high = (y, y) if row.kl_nats_lo is None else (_seen(row.kl_nats_lo), _seen(row.kl_nats_hi))
             axes.plot([x, x], [low, high], color=colour, linewidth=1.2, marker="_", markersize=8)
@@ -77,13 +78,13 @@ def first_divergence(order: Sequence[str], curves: Sequence[Survival]) -> Figure
     longest = max(curve.tokens[-1] for curve in curves)
     ends: list[End] = []
     for curve in sorted(curves, key=lambda curve: order.index(curve.precision)):
-        colour, _ = STYLES[order.index(curve.precision) % len(STYLES)]
+        colour, _, dashes = _style(order, curve.precision)
         tokens = [*curve.tokens, longest]
         shares, lows, highs = (
             [*values, values[-1]] for values in (curve.share, _or(curve.lo, curve.share), _or(curve.hi, curve.share))
         )
         axes.fill_between(tokens, lows, highs, step="post", color=colour, alpha=0.12, linewidth=0)
-        axes.step(tokens, shares, where="post", color=colour, linewidth=1.8)
+        axes.step(tokens, shares, where="post", color=colour, linewidth=1.8, linestyle=dashes)
         ends.append((_again(curve.precision, order), colour, float(longest), shares[-1]))
     axes.set_xlim(0, longest * 1.02)
     axes.set_ylim(0, 1.03)
@@ -92,6 +93,13 @@ def first_divergence(order: Sequence[str], curves: Sequence[Survival]) -> Figure
     axes.set_xlabel("tokens of the answer")
     end_labels(axes, ends)
     return figure
+
+
+def _style(order: Sequence[str], precision: str) -> tuple[str, str, str]:
+    """Colour and marker as in the other figures, and dashes where the colours have all been used."""
+    at = order.index(precision)
+    colour, marker = STYLES[at % len(STYLES)]
+    return colour, marker, "-" if at < len(STYLES) else "--"
 
 
 def _or(ends: Sequence[float | None], shares: Sequence[float]) -> list[float]:

@@ -63,8 +63,8 @@ def show_run(console: Console, run: Run) -> None:
 def show_quality(console: Console, evidence: Evidence) -> None:
     """A line for each precision beside the baseline, the baseline's own repeat among them, and the gate's verdicts."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("precision", "right", "drop, pp [95 %]", "p", "issues", "KL", "same", "gate"):
-        table.add_column(column, justify="left" if column in ("precision", "gate") else "right", overflow="fold")
+    for column in ("precision", "right", "drop, pp [95 %]", "p", "issues", "KL", "same", "ships"):
+        table.add_column(column, justify="left" if column == "precision" else "right", no_wrap=True)
     for precision in (evidence.baseline, *evidence.precisions):
         pairs, read = evidence.whole(precision), evidence.whole_fidelity(precision)
         if pairs is None and read is None:
@@ -75,11 +75,15 @@ def show_quality(console: Console, evidence: Evidence) -> None:
             Text(f"{precision}{own}"),
             f"{pairs.right}/{pairs.items}" if pairs else "–",
             _points(pairs.drop, pairs.drop_lo, pairs.drop_hi) if pairs else "–",
-            _figure(pairs.p_value if pairs else None, ".2g"),
+            "–"
+            if not pairs or pairs.p_value is None
+            else "<0.001"
+            if pairs.p_value < 0.001
+            else f"{pairs.p_value:.2g}",
             f"{pairs.issues}/{pairs.answered}" if pairs else "–",
             _figure(read.kl_nats if read else None, ".2g"),
             _figure(read.agreement if read else None, ".1%"),
-            "" if ships is None else "ship" if ships else "do not ship",
+            "" if ships is None else "yes" if ships else "no",
         )
     console.print()
     console.print(table)
@@ -91,7 +95,7 @@ def _points(value: float | None, low: float | None, high: float | None) -> str:
     """A difference of shares in percentage points, with its interval."""
     if value is None:
         return "–"
-    ends = "" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+    ends = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
     return f"{100 * value:+.1f}{ends}"
 
 

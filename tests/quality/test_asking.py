@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -18,8 +16,7 @@ from harness.quality.asking import Manner, ask, ask_all, connected, manner_of
 from harness.quality.prompts import Prompt
 from harness.quality.sandbox import Outcome
 from harness.records import Answer
-
-Reply = Callable[[dict[str, Any]], tuple[int, Any]]
+from tests.quality.answering import serving
 
 PROMPT = Prompt("p", "factual", "What is 2 + 2?", "exact", ("4",), max_tokens=9)
 
@@ -43,7 +40,7 @@ def completion(text: str = "4", ids: tuple[int, ...] = (17, 2), **choice: Any) -
     return {"choices": [whole | choice], "usage": {"prompt_tokens": 12}}
 
 
-def client_of(reply: Reply) -> httpx.Client:
+def client_of(reply: Callable[[dict[str, Any]], tuple[int, Any]]) -> httpx.Client:
     def handle(request: httpx.Request) -> httpx.Response:
         status, content = reply(json.loads(request.content))
         return httpx.Response(status, content=content if isinstance(content, bytes) else json.dumps(content).encode())
@@ -116,38 +113,6 @@ def test_a_server_that_refuses_everything_says_why() -> None:
 # --- many at once, against a server on a socket -----------------------------------------------------------------------
 
 
-@contextmanager
-def serving(reply: Reply) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status, content = reply(body)
-            if status == 0:  # the server dies
-                self.close_connection = True
-                self.connection.close()
-                return
-            told = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(told)))
-            self.end_headers()
-            self.wfile.write(told)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 def prompts(count: int) -> list[Prompt]:
     return [Prompt(f"p{n}", "factual", f"{n}", "exact", ("4",)) for n in range(count)]
 
@@ -156,7 +121,7 @@ def test_as_many_at_once_as_were_asked_for_and_each_once() -> None:
     together, most, lock, gate = 0, 0, threading.Lock(), threading.Barrier(4)
     order: list[str] = []
 
-    def reply(body: dict[str, Any]) -> tuple[int, Any]:
+    def reply(path: str, body: dict[str, Any]) -> tuple[int, Any]:
         nonlocal together, most
         asked = body["messages"][0]["content"]
         if asked == "Say yes.":
@@ -181,7 +146,7 @@ def test_as_many_at_once_as_were_asked_for_and_each_once() -> None:
 
 
 def test_what_was_answered_before_the_server_died_was_handed_over() -> None:
-    def reply(body: dict[str, Any]) -> tuple[int, Any]:
+    def reply(path: str, body: dict[str, Any]) -> tuple[int, Any]:
         asked = body["messages"][0]["content"]
         return (0, None) if asked == "3" else (200, completion())
 
@@ -198,7 +163,7 @@ def test_a_sandbox_that_does_not_start_judges_nobody() -> None:
 
     asked = [Prompt("c", "code", "Complete", "python", tests="assert f()"), *prompts(1)]
     answers: list[Answer] = []
-    with serving(lambda body: (200, completion())) as url:
+    with serving(lambda path, body: (200, completion())) as url:
         ask_all(Target(url, "m"), asked, "awq", 1, no_room, 1, answers.append)
     assert {answer.prompt_id: (answer.ok, answer.note) for answer in answers} == {
         "c": (None, "not executed: the sandbox did not start:"), "p0": (True, ""),
@@ -209,7 +174,7 @@ def test_the_key_goes_in_a_header_and_no_proxy_stands_before_the_loopback(monkey
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     seen: list[dict[str, Any]] = []
 
-    def reply(body: dict[str, Any]) -> tuple[int, Any]:
+    def reply(path: str, body: dict[str, Any]) -> tuple[int, Any]:
         seen.append(body)
         return 200, completion()
 

@@ -9,10 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from harness.cli import main
 from harness.errors import EngineError, InputError
 from harness.quality.directory import load_quality
 from harness.quality.job import QualityRequest, measure
+from tests.quality.answering import serving
 
 SHARES = (0.5, 0.2, 0.1, 0.1, 0.04, 0.03, 0.02, 0.01)
 PROMPTS = 'name = "sums"\n' + "".join(
@@ -41,6 +39,8 @@ class Toy:
         return {n: math.log(p * (1 - self.damage) + self.damage / 8) for n, p in enumerate(SHARES)}
 
     def reply(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if not body:
+            return 200, {"data": [{"id": "toy"}]} if path == "/v1/models" else {"version": "0.0"}
         if path == "/tokenize":
             text = body.get("prompt") or json.dumps(body["messages"])
             return 200, {"tokens": [len(word) % 8 for word in re.split(r"\W+", text)]}
@@ -72,37 +72,6 @@ class Toy:
         return 200, {"choices": [choice], "usage": {"prompt_tokens": 3}}
 
 
-@contextmanager
-def serving(toy: Toy) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._say(200, {"data": [{"id": "toy"}]} if self.path == "/v1/models" else {"version": "0.0"})
-
-        def do_POST(self) -> None:
-            self._say(*toy.reply(self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
-
-        def _say(self, status: int, content: Any) -> None:
-            if status == 0:
-                self.close_connection = True
-                return
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(json.dumps(content).encode())
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 class Quiet:
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -132,7 +101,7 @@ def request(prompts: Path, out: Path, toys: dict[str, str], **more: Any) -> Qual
 def test_everything_is_asked_of_each_and_the_baseline_twice(tmp_path: Path, prompts: Path) -> None:
     toys = {"bf16": Toy(), "awq": Toy(damage=0.2)}
     with ExitStack() as stack:
-        urls = {name: stack.enter_context(serving(toy)) for name, toy in toys.items()}
+        urls = {name: stack.enter_context(serving(toy.reply)) for name, toy in toys.items()}
         measure(request(prompts, tmp_path / "q", urls), Quiet())
     assert (len(toys["bf16"].asked), len(toys["awq"].asked)) == (48, 24)
     found = load_quality(tmp_path / "q")
@@ -155,7 +124,7 @@ def test_everything_is_asked_of_each_and_the_baseline_twice(tmp_path: Path, prom
 def test_what_is_there_is_not_asked_again(tmp_path: Path, prompts: Path) -> None:
     toys = {"bf16": Toy(), "awq": Toy(0.2)}
     with ExitStack() as stack:
-        urls = {name: stack.enter_context(serving(toy)) for name, toy in toys.items()}
+        urls = {name: stack.enter_context(serving(toy.reply)) for name, toy in toys.items()}
         wanted = request(prompts, tmp_path / "q", urls)
         measure(wanted, Quiet())
         before = {path.name: path.read_bytes() for path in (tmp_path / "q").iterdir()}
@@ -168,12 +137,12 @@ def test_what_is_there_is_not_asked_again(tmp_path: Path, prompts: Path) -> None
 
 def test_a_server_that_dies_costs_nothing_that_was_answered(tmp_path: Path, prompts: Path) -> None:
     dying, sound = Toy(fail_at=30), Toy()
-    with serving(dying) as url, serving(Toy(0.2)) as other:
+    with serving(dying.reply) as url, serving(Toy(0.2).reply) as other:
         with pytest.raises(EngineError, match="stopped answering"):
             measure(request(prompts, tmp_path / "q", {"bf16": url, "awq": other}, concurrency=1), Quiet())
     found = load_quality(tmp_path / "q")
     assert found is not None and len(found.answers) == 30
-    with serving(sound) as url, serving(Toy(0.2)) as other:
+    with serving(sound.reply) as url, serving(Toy(0.2).reply) as other:
         measure(request(prompts, tmp_path / "q", {"bf16": url, "awq": other}, concurrency=1), Quiet())
     assert len(sound.asked) == 18  # the second round's rest
     found = load_quality(tmp_path / "q")
@@ -182,7 +151,7 @@ def test_a_server_that_dies_costs_nothing_that_was_answered(tmp_path: Path, prom
 
 
 def test_other_prompts_in_the_same_directory_are_refused(tmp_path: Path, prompts: Path) -> None:
-    with serving(Toy()) as url:
+    with serving(Toy().reply) as url:
         measure(request(prompts, tmp_path / "q", {"bf16": url}, parts=("answers",)), Quiet())
         prompts.write_text(PROMPTS.replace("0 + 0", "0 + 00"))
         fewer = request(prompts, tmp_path / "q", {"bf16": url, "awq": url}, parts=("answers",))
@@ -210,7 +179,7 @@ def test_the_command_writes_its_papers_and_the_gate_decides_the_exit_code(
     tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "results" / "q"
-    with serving(Toy()) as base, serving(Toy(0.2)) as other:
+    with serving(Toy().reply) as base, serving(Toy(0.2).reply) as other:
         given = [
             "--model",
             "toy",

@@ -29,13 +29,13 @@ def answers_sections() -> list[Section]:
         Line("accuracy_lo", "low end of its 95 % interval", "share", "share",
              known("{accuracy}", f"IF({{right}}>0,{_wilson('-')},0)"), "Wilson"),
         Line("accuracy_hi", "high end", "share", "share", known("{accuracy}", f"MIN({_wilson('+')},1)"), "Wilson"),
-        Line("an_answer", "1,000 answers, right or wrong", _ANSWERS, "price",
+        Line("an_answer", "1,000 answers, right or wrong", _ANSWERS, "small_price",
              priced("{slo_hour}", "{slo_req_s}", "{slo_hour}/({slo_req_s}*{slo_share}*3600)*1000"),
              "hour / (requests a second × share × 3,600) × 1,000"),
-        Line("correct", "1,000 correct answers", _ANSWERS, "price", _over("accuracy"), "that / accuracy"),
-        Line("correct_lo", "low end of its 95 % interval", _ANSWERS, "price", _over("accuracy_hi"),
+        Line("correct", "1,000 correct answers", _ANSWERS, "small_price", _over("accuracy"), "that / accuracy"),
+        Line("correct_lo", "low end of its 95 % interval", _ANSWERS, "small_price", _over("accuracy_hi"),
              "by the highest accuracy; the speed as measured"),
-        Line("correct_hi", "high end", _ANSWERS, "price", _over("accuracy_lo"), "by the lowest accuracy"),
+        Line("correct_hi", "high end", _ANSWERS, "small_price", _over("accuracy_lo"), "by the lowest accuracy"),
     )  # fmt: skip
     against = (
         Line("even", "Share of the baseline's accuracy that pays", "share", "share",

@@ -25,6 +25,7 @@ FORMS = {
     "gib": "#,##0.00",
     "usd": "#,##0.00",
     "price": "#,##0.0000",
+    "small_price": "#,##0.000000",
     "share": "0.0%",
 }
 """Number formats, by the word that a line says for its own."""
