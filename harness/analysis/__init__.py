@@ -20,7 +20,8 @@
 
     paired.py       tests and intervals for what was measured in pairs
     quality.py      KL, perplexity and flips beside the baseline; the first token that differs
-    symptoms.py     what is wrong with an answer, in one word; loops.py: words said again and again
+    symptoms.py     what is wrong with an answer, in one word; loops.py: words said again and again; breaks.py: where a
+                    text comes apart
     failures.py     each answer beside the baseline's, families, patterns, examples
     gate.py         limits on quality, judged by the worse end
     correct.py      what a correct answer costs; evidence.py: all that papers may say of quality

@@ -17,7 +17,7 @@ repetition_loop *
     for signs.
     A loop that only counts ("Step 4: add one. Step 5: add one. ...") needs 6 repeats and two words that are no number.
     Items of one shape with another word in each ("The cat is black. The cat is white.") are no loop. Nor is what was
-    asked for: the words stand in the prompt, with a number that the repeats do not exceed; or the baseline, ending by
+    asked for: the words stand in the prompt, and so many times or more ("20 times"); or the baseline, ending by
     itself, repeats the same words at least half as often.
 token_collapse *
     The text has come apart: a reader who knows the language, but not the right answer, stumbles at least twice within
@@ -62,26 +62,22 @@ rephrasing
     Another text than the baseline's and none of the above: judged right, or not judged, or wrong as the baseline's is.
     No issue.
 
-How a collapse is seen without understanding a word: by three counts, each the most within one stretch of the answer.
-Tokens that the model was unsure of (ln p of the chosen one below -1; in 12 tokens); breaks that letters and signs show
-(in 10 words); words that are in neither the prompt nor the baseline's answer (in 10 words). What the baseline's own
-answer has of the first and of the last is taken off, so that a model that is often unsure, or free in its words, is
-measured by its own standard. Without a baseline, or without log-probabilities, only gross collapse is found. The
-thresholds were set on answers of the demo model rounded to 2 and 3 bits, to prompts of its training side.
+How a collapse is seen without understanding a word: two breaks within ten words that letters and signs alone show
+(`breaks.py`); or one, and 6 tokens within 12 that the model was unsure of (ln p of the chosen one below -1); or 7 such
+tokens. What the baseline's own answer has of both is taken off, so that a model that is often unsure is measured by its
+own standard. Without log-probabilities only what shows is found. The thresholds were set on answers of the demo model
+rounded to 2 and 3 bits, and on made ones; two breaks are in 0.3 % of sound pieces of manuals of up to 120 words.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import unicodedata
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal, get_args
 
+from harness.analysis.breaks import breaks, debris, scripts
 from harness.analysis.loops import WORD, digits_alike, sign_loop, word_loop, words
 from harness.quality.prompts import Form, Prompt
 from harness.records import Answer
@@ -110,12 +106,14 @@ TOKENS_SEEN, WORDS_SEEN = 12, 10
 """Length of the stretch that is looked at as one."""
 ORDINARY = 6
 """Unsure tokens in a stretch of a sound answer in free words, where there is no baseline to tell."""
+LOST, LOST_AND_BROKEN = 7, 6
+"""Unsure tokens beyond the usual ones from which a text has come apart: by themselves, and beside one break."""
 TOO_SHORT = 5
 """Words below which an answer is too short to have collapsed."""
 
-TEMPLATE = re.compile(r"<\|[^|\s]{1,20}\|>|</?s>|\[/?INST\]")
-GLUED = re.compile(r"[^\W\d_][,;?!][^\W\d_]|[a-z][.:][A-Z]")
-MARKS = re.compile(r"[,;:](?:\s?[,.;:?!])+|(?<!\.)\.\.(?!\.)|[?!]\s?[,;.]")
+TIMES = re.compile(
+    r"\b(\d{1,9})\s?(?:times|copies|lines|x\b|×|mal\b|fois|veces|vezes|volte|раз|次|回|遍)", re.IGNORECASE
+)
 DECLINES = re.compile(
     r"\b(i|we)['’ ]?(a?m|a?re)? ?(very |so )?(sorry|unable|not able|cannot|can not|can['’]?t|won['’]?t|must decline)\b"
     r"|\bas an? (ai|artificial|language model)\b|\bi (do not|don['’]?t) have (enough|access)\b"
@@ -168,10 +166,8 @@ def repetition_loop(prompt: Prompt, baseline: Answer | None, answer: Answer) -> 
 
 def _allowed(unit: Sequence[str], times: int, prompt: Prompt, baseline: Answer | None) -> bool:
     """Whether the repeats were asked for, or the baseline, which ended by itself, repeats the same as often."""
-    asked = words(prompt.prompt)
-    if set(unit) <= set(asked) and any(
-        times <= int(word) for word in asked if word.isascii() and word.isdigit() and len(word) < 10
-    ):
+    asked_for = max((int(found[1]) for found in TIMES.finditer(prompt.prompt)), default=0)
+    if times <= asked_for and set(unit) <= set(words(prompt.prompt)):
         return True
     if baseline is None or baseline.finish_reason != "stop":
         return False
@@ -193,91 +189,26 @@ def _times_in_a_row(items: Sequence[str], unit: Sequence[str]) -> int:
 
 def token_collapse(prompt: Prompt, baseline: Answer | None, answer: Answer) -> str:
     """Why an answer is no text any more; "" if it is one."""
-    debris = sum(map(_is_debris, answer.text))
-    if debris and 10 * debris >= len(answer.text.strip()):
-        return f"{debris} of {len(answer.text)} characters are no text"
+    no_text = debris(answer.text)
+    if no_text and 10 * no_text >= len(answer.text.strip()):
+        return f"{no_text} of {len(answer.text)} characters are no text"
     said = words(answer.text)
     if len(said) < TOO_SHORT:
         return ""
-    broken = _most(breaks(prompt, baseline, answer.text), WORDS_SEEN)
-    strange = _strange_words(prompt, baseline, answer.text)
-    unsure = _unsure(answer)
-    theirs = _unsure(baseline) if baseline else None
-    if unsure is None or (baseline and theirs is None):
-        if broken >= 3:
-            return f"{broken} breaks within {WORDS_SEEN} words"
-        return ""
-    unsure -= max(0, (ORDINARY if theirs is None else theirs) - 1)
-    signs = min(broken, 3) + min(strange, 3)
-    if unsure >= 2 and unsure + min(broken, 2) >= 4 and unsure + signs >= (5 if signs else 6):
-        return (
-            f"{unsure} unsure tokens more than the baseline has within {TOKENS_SEEN}, "
-            f"{broken} {'break' if broken == 1 else 'breaks'} and {strange} unexpected words within {WORDS_SEEN} words"
-        )
-    return ""
-
-
-def breaks(prompt: Prompt, baseline: Answer | None, text: str) -> list[int]:
-    """Where letters and signs alone show that a text breaks: the number of words that begin before each, in order.
-
-    Nothing counts that the prompt or the baseline's answer has too. In code, marks and glued words are no breaks, and
-    in json what is said twice is none either.
-    """
     sound = _sound(prompt, baseline)
-    spoken = list(WORD.finditer(text))
-    at = [place for place, char in enumerate(text) if _is_debris(char)]
-    at += [mark.start() for mark in TEMPLATE.finditer(text) if mark.group() not in sound]
-    if prompt.form != "json":
-        at += [again for again, phrase in _said_twice(text, spoken) if phrase not in sound.lower()]
-    if prompt.form != "json" and not _is_code(prompt):
-        known = set(words(sound))
-        at += [mark.start() for form in (GLUED, MARKS) for mark in form.finditer(text) if mark.group() not in sound]
-        at += [word.start() for word in spoken if word.group().lower() not in known and _is_glued(word.group())]
-    starts = [word.start() for word in spoken]
-    return sorted(bisect_left(starts, place) for place in at)
-
-
-def _said_twice(text: str, spoken: Sequence[re.Match[str]]) -> Iterator[tuple[int, str]]:
-    """Where a word, or a phrase of up to four, is said again with nothing but spaces between, and both as they stand.
-
-    What is said over and over is found once.
-    """
-    said = [word.group().lower() for word in spoken]
-    joined = [not text[one.end() : other.start()].strip() for one, other in pairwise(spoken)]
-    for length in range(1, 5):
-        row = 0
-        for place in range(length, len(said)):
-            same = said[place] == said[place - length] and all(joined[place - length : place])
-            row = row + 1 if same and not said[place].isdigit() else 0
-            if row == length and (length == 1 or len(set(said[place - length + 1 : place + 1])) > 1):
-                first = spoken[place - 2 * length + 1].start()
-                yield spoken[place - length + 1].start(), " ".join(text[first : spoken[place].end()].lower().split())
-
-
-def _is_debris(char: str) -> bool:
-    """The replacement character, control characters, code points that mean nothing."""
-    return char == "\ufffd" or (unicodedata.category(char) in {"Cc", "Cn", "Co", "Cs"} and char not in "\n\t\r")
-
-
-def _is_glued(word: str) -> bool:
-    """Two words in one, or letters of two scripts; digits then letters are glued, but not 5th, 20cm, 3D or x2."""
-    inner = re.search(r"[a-z]{2}[A-Z]|\d[^\W\d_]{3}|[^\W\d_]{3}\d", word)
-    return bool(inner) or len(scripts(word)) > 1
-
-
-def _strange_words(prompt: Prompt, baseline: Answer | None, text: str) -> int:
-    """The most words within a stretch that are in neither prompt nor baseline, above those usual in such an answer.
-
-    What is usual is how many words of the baseline's answer are not in the prompt, at their most.
-    """
-    asked = set(words(_asked(prompt)))
-    theirs = words(baseline.text) if baseline else []
-    usual = _most(_places_outside(theirs, asked), WORDS_SEEN)
-    return max(0, _most(_places_outside(words(text), asked | set(theirs)), WORDS_SEEN) - usual)
-
-
-def _places_outside(said: Sequence[str], known: set[str]) -> list[int]:
-    return [place for place, word in enumerate(said) if word not in known and not word.isdigit()]
+    broken = _most(breaks(answer.text, sound, prompt.form, _is_code(prompt)), WORDS_SEEN)
+    if baseline:
+        broken -= _most(breaks(baseline.text, _asked(prompt), prompt.form, _is_code(prompt)), WORDS_SEEN)
+    if broken >= 2:
+        return f"{broken} breaks within {WORDS_SEEN} words"
+    unsure, theirs = _unsure(answer), _unsure(baseline) if baseline else ORDINARY
+    if unsure is None or theirs is None:
+        return ""
+    unsure -= max(0, theirs - 1)
+    if unsure >= (LOST_AND_BROKEN if broken > 0 else LOST):
+        beside = f", and a break within {WORDS_SEEN} words" if broken > 0 else ""
+        return f"{unsure} unsure tokens more than is usual within {TOKENS_SEEN}{beside}"
+    return ""
 
 
 def _unsure(answer: Answer) -> int | None:
@@ -298,31 +229,6 @@ def _most(places: Sequence[int], stretch: int) -> int:
 
 
 # --- language --------------------------------------------------------------------------------------------------------
-
-
-def scripts(text: str) -> Counter[str]:
-    """Letters of each script, by the first word of their Unicode names (LATIN, CJK, CYRILLIC, ...).
-
-    Kana, Chinese characters and Hangul are one, for Japanese and Korean mix them.
-    """
-    found = Counter(char for char in text if char.isalpha())
-    named: Counter[str] = Counter()
-    for char, times in found.items():
-        name = unicodedata.name(char, "").partition(" ")[0]
-        named["CJK" if name in {"HIRAGANA", "KATAKANA", "HANGUL", "KATAKANA-HIRAGANA"} else name] += times
-    for no_script in (
-        "",
-        "MODIFIER",
-        "MATHEMATICAL",
-        "DOUBLE-STRUCK",
-        "SCRIPT",
-        "FEMININE",
-        "MASCULINE",
-        "MICRO",
-        "FULLWIDTH",
-    ):
-        del named[no_script]
-    return named
 
 
 def language_break(prompt: Prompt, baseline: Answer | None, answer: Answer) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,6 +104,13 @@ def test_lines_of_code_may_be_alike(repeats: int, loops_: bool) -> None:
     assert repetition_loop(asked(), None, said(text))
 
 
+def test_a_number_in_the_prompt_asks_for_no_repeats_unless_it_is_one_of_times() -> None:
+    """The farm was closed for 9 days, and nobody asked for the word 9 times."""
+    prompt = asked("Summarize: Nobody saw the farm for 9 days. The farm was safe.")
+    assert repetition_loop(prompt, None, said("The farm farm farm farm farm farm in and 3."))
+    assert not repetition_loop(asked("Say farm 9 times."), None, said("The farm farm farm farm farm farm in and 3."))
+
+
 @pytest.mark.parametrize(("repeats", "loops_"), [(20, False), (21, True)])
 def test_what_the_prompt_asks_for_is_no_loop(repeats: int, loops_: bool) -> None:
     prompt = asked('Write the word "yes" 20 times.')
@@ -177,27 +182,29 @@ TIRED = (-1.5,)
 """One token that the model was unsure of."""
 
 COLLAPSES = {
-    "unsure, and words from nowhere": ("A drum capital country is whose seller item", 6),
-    "unsure, and words said twice": ("A shoe shoe is a a tool", 3),
-    "unsure, and words glued": ("A shoePaul is aFirst tool whoBelgrade", 3),
-    "unsure, marks that cannot follow each other": ("A shoe,, then tool,,. then a", 3),
-    "a phrase said again": ("A shoe is a is a cleaner cleaner", 3),
-    "unsure throughout, in sound words": ("A cleaner a is shoe tool that", 6),
-    "five words are enough": ("drum capital country whose seller", 6),
+    "two breaks": ("A shoe shoe is a a tool", 0),
+    "words glued": ("A shoePaul is aFirst tool whoBelgrade the1", 0),
+    "marks that cannot follow each other": ("A shoe,, then tool,,. then a", 0),
+    "neighbours of no sentence": ("A drum thief is a person who steals of in what.", 0),
+    "ten words apart at the most": ("A shoe shoe is a tool that cleans them and the the one", 0),
+    "five words": ("peso the in of in", 0),
+    "one break, and unsure": ("A drum drum capital country is whose seller item", 6),
+    "unsure throughout": ("A drum capital country is whose seller item", 7),
     "characters that are no text": ("\ufffd\ufffd\ufffd shoe", 0),
+    "a tenth of them are": ("A shoe\ufffd is", 0),
+    "UTF-8 that was read as something else": ("Ã¶wnÃ©r", 0),
     "control characters": ("A \x01\x02 shoe", 0),
-    "a piece of a template, twice": ("A shoe <|im_end|> tool <|im_start|> shoe is", 3),
-    "two scripts in one word": ("A shoeшто is a toolшто that", 3),
+    "pieces of a template": ("A shoe <|im_end|> tool <|im_start|> shoe is", 0),
+    "two scripts in one word": ("A shoeшто is a toolшто that", 0),
 }
 NO_COLLAPSES = {
     "wrong but well formed": ("A shoe cleaner is a person who sells shoes.", 1),
-    "unsure once or twice": ("A shoe cleaner is a box that holds shoes.", 3),
-    "one slip": ("A shoe shoe cleaner is a tool that cleans shoes.", 2),
+    "unsure, and well formed": ("A shoe cleaner is a box that holds shoes.", 6),
+    "one slip": ("A shoe shoe cleaner is a tool that cleans shoes.", 5),
+    "eleven words apart": ("A shoe shoe is a tool that cleans them and is the the one", 0),
     "sure of odd words": ("A drum capital country is whose seller item", 0),
-    "unsure three times, words from nowhere, no break": ("A drum capital country is whose seller item", 3),
-    "one character in fifteen is no text": ("A shoe\ufffd is too", 0),
-    "unsure, five tokens, in sound words": ("A cleaner a is shoe tool that", 5),
-    "four words": ("drum capital country whose", 6),
+    "one character in eleven is no text": ("A shoes\ufffd is", 0),
+    "four words": ("peso the in of", 9),
     "one such character in a long text": (SOUND + " \ufffd " + SOUND, 0),
     "an end that is cut": ("A shoe cleaner is a tool that", 1),
     "the baseline's own words": (BASELINE.text, 1),
@@ -220,45 +227,47 @@ def test_no_collapse(case: str) -> None:
 
 
 def test_a_model_that_is_often_unsure_is_measured_by_its_own_standard() -> None:
-    """The baseline's worst stretch has 7 unsure tokens, of which 6 are taken off: 8 - 6 = 2, 12 - 6 = 6."""
-    baseline = said("Free words of a model that may say it in many ways.", logprobs=TIRED * 7 + (SURE,) * 12)
+    """The baseline's worst stretch has 5 unsure tokens, of which 4 are taken off: 10 - 4 = 6, 11 - 4 = 7."""
+    baseline = said("Free words of a model that may say it in many ways.", logprobs=TIRED * 5 + (SURE,) * 12)
     text = "Other words which this one has chosen for what it says"
-    assert token_collapse(asked(), baseline, unsure(text, 8)) == ""
-    assert "6 unsure tokens more" in token_collapse(asked(), baseline, unsure(text, 12))
+    assert token_collapse(asked(), baseline, unsure(text, 10)) == ""
+    assert "7 unsure tokens more" in token_collapse(asked(), baseline, unsure(text, 11))
+
+
+def test_what_the_baseline_breaks_itself_is_taken_off() -> None:
+    """Two breaks in the answer less the baseline's one are one, three are two."""
+    baseline = said("It is a machine machine that hums.")
+    assert token_collapse(WHAT, baseline, said("It sits sits on on a chair.")) == ""
+    assert "2 breaks" in token_collapse(WHAT, baseline, said("It sits sits on on a chair chair."))
 
 
 def test_unsure_tokens_count_within_twelve_and_breaks_within_ten_words() -> None:
-    """Six unsure tokens are many in a row, and few when a dozen lie between any two."""
+    """Seven unsure tokens are many in a row, and few when a dozen lie between any two."""
     text = "A cleaner a is shoe tool that"
-    far = said(text, ok=False, logprobs=(TIRED + (SURE,) * 12) * 6)
+    far = said(text, ok=False, logprobs=(TIRED + (SURE,) * 12) * 7)
     assert token_collapse(WHAT, BASELINE, far) == ""
     assert symptoms._most([0, 9], 10) == 2
     assert symptoms._most([0, 10], 10) == 1
     assert symptoms._most([], 10) == 0
 
 
-def test_where_a_text_breaks() -> None:
-    """The number of words that begin before each break: "in in" is seen at the third word, so two stand before it."""
-    prompt = asked("What?")
-    assert symptoms.breaks(prompt, None, "sits in in what") == [2]
-    assert symptoms.breaks(prompt, None, "in in in in what") == [1], "over and over is one break"
-    assert symptoms.breaks(prompt, None, "one,, two PaulThe") == [1, 2]
-    assert symptoms.breaks(prompt, None, "no, no, 3 and 3 3, a 5th, 20cm, U.S., 3D, x2 ... JSON (a), etc.") == []
-    assert symptoms.breaks(asked("Is it JavaScript?"), None, "It is JavaScript, so so so JavaScript") == [4]
-    assert symptoms.breaks(asked(form="code"), None, "fooBar(a,b); x[:, 0] not not x") == [6]
-    assert symptoms.breaks(asked(form="json"), None, '{"aB":["x x"],"c":1}') == []
-    assert symptoms.breaks(asked("Chant: hey hey"), None, "hey hey said the man") == []
+def test_unsure_means_less_than_one_chance_in_e() -> None:
+    text = "A drum capital country is whose seller item"
+    assert token_collapse(WHAT, BASELINE, said(text, logprobs=(-1.01,) * 9))
+    assert token_collapse(WHAT, BASELINE, said(text, logprobs=(-1.0,) * 9)) == ""
 
 
-def test_without_log_probabilities_three_breaks_are_needed() -> None:
-    assert token_collapse(WHAT, BASELINE, said("A shoe shoe is in in a tool")) == ""
-    assert "3 breaks" in token_collapse(WHAT, BASELINE, said("A shoe shoe is in in a tool,, that"))
+def test_without_log_probabilities_only_what_shows_is_found() -> None:
+    assert token_collapse(WHAT, BASELINE, said("A shoe shoe is in a tool")) == ""
+    assert token_collapse(WHAT, BASELINE, said("A shoe shoe is in in a tool")) == "2 breaks within 10 words"
+    assert token_collapse(WHAT, said("A shoe."), unsure("A drum capital country is whose seller item", 12)) == ""
 
 
-def test_without_a_baseline_only_gross_collapse_is_found() -> None:
-    text = "crowded andst ph Ana wheels book wherever night boxin"
+def test_without_a_baseline_a_model_may_be_unsure_more_often() -> None:
+    """5 unsure tokens are usual then: 12 - 5 = 7, 11 - 5 = 6."""
+    text = "crowded wheels book wherever night Ana boxes there"
     assert named(asked(), None, unsure(text, 12)) == "token_collapse"
-    assert token_collapse(asked(), None, unsure(text, 6)) == ""
+    assert token_collapse(asked(), None, unsure(text, 11)) == ""
 
 
 def test_what_loops_and_has_collapsed_is_a_loop() -> None:
@@ -493,9 +502,3 @@ def test_work_on_a_long_answer_is_linear(text: str, monkeypatch: pytest.MonkeyPa
     for form in ("text", "json"):
         symptom(asked(form=form), RIGHT, said(text, ok=False))
     assert asked_for <= 40 * len(text)
-
-
-def test_a_word_said_twice_in_a_text_of_every_length_is_found_once() -> None:
-    for before, after in itertools.product(range(3), repeat=2):
-        text = " ".join([*SOUND.split()[:before], "in", "in", *SOUND.split()[5 : 5 + after]])
-        assert symptoms.breaks(asked("x"), None, text) == [before + 1]
