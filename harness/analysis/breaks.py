@@ -198,6 +198,14 @@ MID_STOP = re.compile(
     r"|\b(?:and|or|because|than|if)[.;?!](?!\.)(?= +\S)"
 )
 """A stop behind a word that goes on, within a text: at its end it was only cut."""
+SIGNS = re.compile(r"[^\w\s$\\]{4,}")
+"""A row of signs. Where three of them are different and one is no punctuation, it is debris of code ("=]](")."""
+CODE_SIGNS = frozenset("=/^&%#@+")
+ENDINGS = re.compile(r"(?:ing|tion|sion|ment|ness|ity|ish|ous|ly|able|ably|ible|ful|less)+s?")
+"""Words made of endings alone, as the pieces of a vocabulary are."""
+ENDINGS_SAID = frozenset("able ably less ish ing ings lessness ness".split())
+HUMPS, LONG_HUMPS = (re.compile(rf"{first}(?:[A-Z][a-z]+)+") for first in ("[a-z]+", "[a-z]{4,}"))
+"""A name of a program's. In prose whose prompt and baseline have none, a long one is a break (iPhone is short)."""
 FENCED = re.compile(r"```.*?```|`[^`\n]{1,80}`", re.DOTALL)
 STRING = r"\"(?:[^\"\\\n]|\\.){0,400}\"|'(?:[^'\\\n]|\\.){0,400}'"
 LITERALS = re.compile(STRING + r"|`[^`\n]{0,400}`|(?:#|//|--) .*")
@@ -235,6 +243,7 @@ def breaks(text: str, sound: str, form: Form, code: bool) -> list[int]:
         prose = _without(FENCED, text)
         marks = (found for form_ in (GLUED, MARKS, MID_STOP) for found in form_.finditer(prose))
         at.update(found.start() for found in marks if found.group() not in sound)
+        at.update(row.start() for row in SIGNS.finditer(prose) if _is_code_debris(row.group(), sound))
         at.update(_in_words(prose, sound, code))
         at.update(_in_spelling(prose, sound))
     return sorted(bisect_left(starts, place) for place in at)
@@ -260,11 +269,13 @@ def _in_spelling(text: str, sound: str) -> Iterator[int]:
     known = set(words(sound))
     unknown = [word for word in WORD.finditer(text) if word.group().lower() not in known]
     times = Counter(word.group() for word in unknown)
-    english = _is_english(sound)
+    english, plain = _is_english(sound), not any(map(HUMPS.fullmatch, WORD.findall(sound)))
     for word in unknown:
         said = word.group()
         unspoken = english and times[said] == 1 and UNSPOKEN.search(said)  # what comes again is a name
-        if (unspoken or said in CUT or _is_glued(said, known)) and not _is_named(text, word):
+        ending = english and said not in ENDINGS_SAID and ENDINGS.fullmatch(said)
+        program = plain and LONG_HUMPS.fullmatch(said)
+        if (unspoken or ending or program or said in CUT or _is_glued(said, known)) and not _is_named(text, word):
             yield word.start()
 
 
@@ -277,14 +288,18 @@ def _debris(text: str, sound: str) -> Iterator[int]:
         yield from (found.start() for found in form.finditer(text) if found.group() not in sound)
 
 
+def _is_code_debris(row: str, sound: str) -> bool:
+    return len(set(row)) >= 3 and bool(CODE_SIGNS & set(row)) and row not in sound
+
+
 def _said_again(text: str, spoken: Sequence[re.Match[str]]) -> Iterator[tuple[int, str]]:
-    """Where a word, or a phrase of up to four, is said again with nothing but spaces between, and both as they stand.
+    """Where a word, or a phrase of up to eight, is said again with nothing but spaces between, and both as they stand.
 
     What is said over and over is found once.
     """
     said = [word.group().lower() for word in spoken]
     joined = [text[one.end() : other.start()] in {" ", "\n"} for one, other in pairwise(spoken)]
-    for length in range(1, 5):
+    for length in range(1, 9):
         row = 0
         for place in range(length, len(said)):
             same = said[place] == said[place - length] and all(joined[place - length : place])

@@ -13,6 +13,9 @@ UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 """Thai, Lao, kana, Chinese characters: scripts written without spaces."""
 WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 
+PIECE = 3
+"""Characters that may stand behind a loop of pieces, as one more word may behind a loop of words."""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -63,14 +66,14 @@ def _repeats_wanted(unit: Sequence[str], counts: bool, code: bool) -> float:
 
 
 def sign_loop(text: str, code: bool) -> Run | None:
-    """The loop of signs, or of pieces of one word, that a text ends with."""
+    """The loop of signs, or of pieces of one word, that a text ends with, but for a piece that is not repeated."""
     text = text.rstrip()
-    for at in (len(text) - 1, len(text) - 2):
+    for at in (len(text) - 1, len(text) - 1 - PIECE):
         for run in _runs_through(text, at):
             unit = text[run.start : run.start + run.period]
             wanted = 32 if unit.isdigit() else 16 if code else 8
             whole_words = not unit.isalnum() and words(unit)  # those are counted as words
-            if run.times >= wanted and run.end >= len(text) - 1 and not whole_words and not unit.isspace():
+            if run.times >= wanted and run.end >= len(text) - PIECE and not whole_words and not unit.isspace():
                 return run
     return None
 

@@ -224,3 +224,31 @@ def test_a_long_answer_is_looked_at_in_time(text: str) -> None:
     """By squares each would take hours; nothing is timed."""
     for form, code in (("text", False), ("code", True), ("json", False)):
         assert len(breaks(text, ASKED, form, code)) <= len(text)  # type: ignore[arg-type]
+
+
+def places_in(
+    text: str, sound: str = "The harbour was quiet this morning, and the boats came in one by one."
+) -> list[int]:
+    return breaks(text, sound, "text", code=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        ("he who keeps a list of names who keeps a list of names", 1),  # six words said again at once
+        ("one who keeps a list and one who keeps a map of names", 0),
+        ("and the ishness of ableously made ships", 2),
+        ("he was able, less so than his mentions", 0),
+        ("the dispatchActionCode of boats", 1),
+        ("the JavaScript of boats", 0),
+        ("nahil]=]( boats", 1),
+        ("boats (see the list).", 0),
+        ("boats!!!! and more", 0),
+    ],
+)
+def test_phrases_endings_programs_names_and_rows_of_signs(text: str, places: int) -> None:
+    assert len(places_in(text)) == places
+
+
+def test_a_programs_name_is_none_where_the_baseline_has_such() -> None:
+    assert not places_in("the dispatchActionCode of boats", "Call addEventListener on the element of a page.")
