@@ -136,6 +136,8 @@ UNSPOKEN = re.compile(
 )
 """Letters that do not follow each other within an English word: nobody could say it."""
 QUESTIONS = frozenset("what which who whom whose when where how why".split())
+NAMES = frozenset({"May", "Will"})
+"""Names that are small words in other letters."""
 KEYWORDS = frozenset("for in is if or and not with from as while do import".split())
 """Small words that code has too, with other neighbours."""
 
@@ -326,6 +328,7 @@ def _neighbours(text: str, spoken: Sequence[re.Match[str]], code: bool) -> Itera
         found = ((left, right) in PAIRS[language] or (broken and right in QUESTIONS)) and not (
             (code and left in KEYWORDS and not broken)
             or (between.strip() or between.count("\n") > 1 or named or other.group().isupper())
+            or {one.group(), other.group()} & NAMES
         )
         if found:
             yield other.start()

@@ -63,10 +63,11 @@ rephrasing
     No issue.
 
 How a collapse is seen without understanding a word: two breaks within ten words that letters and signs alone show
-(`breaks.py`); or one, and 6 tokens within 12 that the model was unsure of (ln p of the chosen one below -1); or 7 such
-tokens. What the baseline's own answer has of both is taken off, so that a model that is often unsure is measured by its
-own standard. Without log-probabilities only what shows is found. The thresholds were set on answers of the demo model
-rounded to 2 and 3 bits, and on made ones; two breaks are in 0.3 % of sound pieces of manuals of up to 120 words.
+(`breaks.py`); or nine points, of which a break is three, and each of 12 tokens in a row one if the model was unsure of
+it (ln p of the chosen one below -1) and two if it was lost (below -2). What the baseline's own answer has of both is
+taken off, so that a model that is often unsure is measured by its own standard. Without log-probabilities only what
+shows is found. The thresholds were set on answers of the demo model rounded to 2 and 3 bits, and on made ones; two
+breaks are in 0.3 % of sound pieces of manuals of up to 120 words.
 """
 
 from __future__ import annotations
@@ -100,19 +101,22 @@ SYMPTOMS: tuple[SymptomName, ...] = get_args(SymptomName)
 """The gravest first."""
 ISSUES = frozenset(SYMPTOMS) - {"rephrasing"}
 
-UNSURE = -1.0
-"""ln p of a chosen token (37 %) below which the model did not know how to go on."""
+UNSURE, LOST = -1.0, -2.0
+"""ln p of a chosen token (37 %, 14 %) below which the model did not know how to go on, or not at all."""
 TOKENS_SEEN, WORDS_SEEN = 12, 10
 """Length of the stretch that is looked at as one."""
 ORDINARY = 6
-"""Unsure tokens in a stretch of a sound answer in free words, where there is no baseline to tell."""
-LOST, LOST_AND_BROKEN = 7, 6
-"""Unsure tokens beyond the usual ones from which a text has come apart: by themselves, and beside one break."""
+"""Points of a stretch of a sound answer in free words, where there is no baseline to tell."""
+A_BREAK, APART = 3, 9
+"""Points of a break, and those from which a text has come apart."""
 TOO_SHORT = 5
 """Words below which an answer is too short to have collapsed."""
 
+NUMBERS = {word: at for at, word in enumerate("four five six seven eight nine ten eleven twelve".split(), 4)}
+NUMBERS |= {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "a hundred": 100}
 TIMES = re.compile(
-    r"\b(\d{1,9})\s?(?:times|copies|lines|x\b|×|mal\b|fois|veces|vezes|volte|раз|次|回|遍)", re.IGNORECASE
+    rf"\b(\d{{1,9}}|{'|'.join(NUMBERS)})\s?(?:times|copies|lines|x\b|×|mal\b|fois|veces|vezes|volte|раз|次|回|遍)",
+    re.IGNORECASE,
 )
 DECLINES = re.compile(
     r"\b(i|we)['’ ]?(a?m|a?re)? ?(very |so )?(sorry|unable|not able|cannot|can not|can['’]?t|won['’]?t|must decline)\b"
@@ -166,7 +170,8 @@ def repetition_loop(prompt: Prompt, baseline: Answer | None, answer: Answer) -> 
 
 def _allowed(unit: Sequence[str], times: int, prompt: Prompt, baseline: Answer | None) -> bool:
     """Whether the repeats were asked for, or the baseline, which ended by itself, repeats the same as often."""
-    asked_for = max((int(found[1]) for found in TIMES.finditer(prompt.prompt)), default=0)
+    counts = (found[1].lower() for found in TIMES.finditer(prompt.prompt))
+    asked_for = max((NUMBERS[count] if count in NUMBERS else int(count) for count in counts), default=0)
     if times <= asked_for and set(unit) <= set(words(prompt.prompt)):
         return True
     if baseline is None or baseline.finish_reason != "stop":
@@ -201,21 +206,22 @@ def token_collapse(prompt: Prompt, baseline: Answer | None, answer: Answer) -> s
         broken -= _most(breaks(baseline.text, _asked(prompt), prompt.form, _is_code(prompt)), WORDS_SEEN)
     if broken >= 2:
         return f"{broken} breaks within {WORDS_SEEN} words"
-    unsure, theirs = _unsure(answer), _unsure(baseline) if baseline else ORDINARY
-    if unsure is None or theirs is None:
+    doubt, theirs = _doubt(answer), _doubt(baseline) if baseline else ORDINARY
+    if doubt is None or theirs is None:
         return ""
-    unsure -= max(0, theirs - 1)
-    if unsure >= (LOST_AND_BROKEN if broken > 0 else LOST):
+    doubt -= max(0, theirs - 1)
+    if doubt + A_BREAK * max(broken, 0) >= APART:
         beside = f", and a break within {WORDS_SEEN} words" if broken > 0 else ""
-        return f"{unsure} unsure tokens more than is usual within {TOKENS_SEEN}{beside}"
+        return f"{doubt} points of doubt within {TOKENS_SEEN} tokens{beside}"
     return ""
 
 
-def _unsure(answer: Answer) -> int | None:
-    """The most tokens within a stretch that the model was unsure of; None: it did not say."""
+def _doubt(answer: Answer) -> int | None:
+    """The most points within a stretch for tokens that the model was unsure of; None: it did not say."""
     if not answer.logprobs:
         return None
-    return _most([place for place, logprob in enumerate(answer.logprobs) if logprob < UNSURE], TOKENS_SEEN)
+    points = [(logprob < UNSURE) + (logprob < LOST) for logprob in answer.logprobs]
+    return max(sum(points[at : at + TOKENS_SEEN]) for at in range(len(points)))
 
 
 def _most(places: Sequence[int], stretch: int) -> int:

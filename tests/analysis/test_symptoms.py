@@ -191,7 +191,7 @@ COLLAPSES = {
     "ten words apart at the most": ("A shoe shoe is a tool that cleans them and the the one", 0),
     "five words": ("peso the in of in", 0),
     "one break, and unsure": ("A drum drum capital country is whose seller item", 6),
-    "unsure throughout": ("A drum capital country is whose seller item", 7),
+    "unsure throughout": ("A drum capital country is whose seller item", 9),
     "characters that are no text": ("\ufffd\ufffd\ufffd shoe", 0),
     "a tenth of them are": ("A shoe\ufffd is", 0),
     "UTF-8 that was read as something else": ("Ã¶wnÃ©r", 0),
@@ -229,11 +229,19 @@ def test_no_collapse(case: str) -> None:
 
 
 def test_a_model_that_is_often_unsure_is_measured_by_its_own_standard() -> None:
-    """The baseline's worst stretch has 5 unsure tokens, of which 4 are taken off: 10 - 4 = 6, 11 - 4 = 7."""
-    baseline = said("Free words of a model that may say it in many ways.", logprobs=TIRED * 5 + (SURE,) * 12)
+    """The baseline's worst stretch has 3 points, of which 2 are taken off: 10 - 2 = 8, 11 - 2 = 9."""
+    baseline = said("Free words of a model that may say it in many ways.", logprobs=TIRED * 3 + (SURE,) * 12)
     text = "Other words which this one has chosen for what it says"
     assert token_collapse(asked(), baseline, unsure(text, 10)) == ""
-    assert "7 unsure tokens more" in token_collapse(asked(), baseline, unsure(text, 11))
+    assert "9 points of doubt" in token_collapse(asked(), baseline, unsure(text, 11))
+
+
+def test_a_lost_token_is_two_points() -> None:
+    """4 lost ones are 8 points, and 9 with an unsure one; ln p of exactly -2 is unsure and not lost."""
+    text = "A drum capital country is whose seller item"
+    for logprobs, points in (((-2.5,) * 4, 0), ((-2.5,) * 4 + TIRED, 9), ((-2.0,) * 8, 0), ((-2.0,) * 9, 9)):
+        found = token_collapse(WHAT, BASELINE, said(text, logprobs=(*logprobs, SURE, SURE)))
+        assert found == (f"{points} points of doubt within 12 tokens" if points else "")
 
 
 def test_what_the_baseline_breaks_itself_is_taken_off() -> None:
@@ -266,10 +274,11 @@ def test_without_log_probabilities_only_what_shows_is_found() -> None:
 
 
 def test_without_a_baseline_a_model_may_be_unsure_more_often() -> None:
-    """5 unsure tokens are usual then: 12 - 5 = 7, 11 - 5 = 6."""
+    """5 points are usual then: 10 + 2 x 2 - 5 = 9, 11 + 2 - 5 = 8."""
     text = "crowded wheels book wherever night Ana boxes there"
-    assert named(asked(), None, unsure(text, 12)) == "token_collapse"
-    assert token_collapse(asked(), None, unsure(text, 11)) == ""
+    for tired, lost, found in ((10, 2, True), (11, 1, False)):
+        answer = said(text, logprobs=TIRED * tired + (-3.0,) * lost + (SURE,) * 9)
+        assert bool(token_collapse(asked(), None, answer)) is found
 
 
 def test_what_loops_and_has_collapsed_is_a_loop() -> None:
