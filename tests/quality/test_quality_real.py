@@ -71,7 +71,7 @@ def test_the_engine_repeats_itself_on_the_same_text(found: Quality) -> None:
     assert {row.round for row in repeat} == {2}
     assert max(row.kl_nats for row in repeat) < 1e-3
     assert found.prompts is not None
-    own = [row for row in failures(found.prompts.prompts, found.answers, "bf16") if row.precision == "bf16"]
+    own = [row for row in failures(found.prompts, found.answers, "bf16") if row.precision == "bf16"]
     assert len(own) == len(found.prompts.prompts)
     assert sum(row.quant_issue for row in own) <= len(own) // 10
 
