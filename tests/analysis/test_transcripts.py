@@ -2,9 +2,10 @@
 
 The readers had the definitions of harness/analysis/symptoms.py and the transcripts; they saw no detector, and not each
 other. Four sets: 1 to 3 showed what the detectors of their time lacked, and are development data now. Set 4 was drawn
-and labelled after the detectors were frozen, from prompts that nothing was tuned on, and decides. `source` is a precision
-of the demo model served by vLLM, or "made": written by people who saw no detector, as large models fail, without
-log-probabilities. `doubtful`: a reader would not bet on it; the guide asked for that mark before anything was labelled.
+and labelled after the detectors were frozen, from prompts that nothing was tuned on, and decides. `source` is a
+precision of the demo model served by vLLM, or "made": written by people who saw no detector, as large models fail,
+without log-probabilities. `doubtful`: a reader would not bet on it; the guide asked for that mark before anything was
+labelled.
 """
 
 from __future__ import annotations
