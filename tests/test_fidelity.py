@@ -494,3 +494,12 @@ def test_the_quantizer_noted_the_same_weight_errors(
     for layer in report(DEMO, tmp_path / "q", heldout).layers:
         expected = noted[f"model.layers.{layer.block}.{layer.layer}"]["weight_sqnr_db"]
         assert layer.weight_sqnr_db == pytest.approx(expected, abs=near), layer
+
+
+def test_a_model_is_no_distance_from_itself() -> None:
+    """In torch nothing comes between: KL below 1e-6, every likeliest token the same."""
+    original = load_original(DEMO)
+    found = compare(original, original, SEQUENCES)
+    assert 0 <= found.kl_nats < 1e-6
+    assert found.top1_agreement == 1
+    assert found.perplexity_original == found.perplexity_quantized

@@ -123,7 +123,7 @@ def run(
         if line:
             tail.append(line)
         if bar := _PROGRESS.search(line):
-            on_status(f"{name}: {bar[1]} of {bar[2]} requests answered")
+            on_status(f"{name}: asking ({bar[1]} of {bar[2]})")
         if reason := _REFUSED.search(line):
             refused = reason[1]
         elif _ERROR.match(line):

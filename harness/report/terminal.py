@@ -13,6 +13,7 @@ from harness.analysis.capacity import plan_cards
 from harness.analysis.compare import compare
 from harness.analysis.cost import stated_lines
 from harness.analysis.evidence import Evidence
+from harness.analysis.failures import TASK
 from harness.analysis.headline import alone, at_one_load, headlines, label
 from harness.analysis.knee import find_knees
 from harness.analysis.levels import axis, load, shown
@@ -87,6 +88,10 @@ def show_quality(console: Console, evidence: Evidence) -> None:
         )
     console.print()
     console.print(table)
+    for row in (row for name in evidence.precisions for row in evidence.families(name) if row.family.startswith(TASK)):
+        drop = _points(row.drop, row.drop_lo, row.drop_hi)
+        told = f"{row.precision}, {row.family.removeprefix(TASK)}: {row.right}/{row.items}, drop {drop} pp"
+        console.print(told, markup=False, highlight=False)
     for line in (line for line in evidence.gate if not line.ships):
         console.print(f"{line.precision}: {line.words}", markup=False, highlight=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from statistics import fmean
@@ -9,16 +10,18 @@ from statistics import fmean
 import pytest
 
 from harness import checkpoints, models
-from harness.analysis.failures import failures
+from harness.analysis.failures import failures, outcomes
 from harness.analysis.quality import fidelity
 from harness.engines.environment import EngineEnv
 from harness.quality.directory import Quality, load_quality
-from harness.quality.job import QualityRequest, measure
+from harness.quality.job import Part, QualityRequest, measure
 from harness.quality.prompts import PromptSet, load_prompts, to_toml
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
+HERE = Path(__file__).parent
 PRECISIONS = ("bf16", "awq", "rtn-2bit")
+TASKS = ("demo_answer",) if importlib.util.find_spec("lm_eval") else ()
 
 
 class Quiet:
@@ -41,9 +44,10 @@ def directory(engine_env: EngineEnv, tmp_path_factory: pytest.TempPathFactory) -
     ]
     few = [prompt for index, prompt in enumerate(few) if index % 4 == 0]
     (folder / "few.toml").write_text(to_toml(PromptSet("few", tuple(few))))
+    parts: tuple[Part, ...] = ("answers", "text", "tasks") if TASKS else ("answers", "text")
     request = QualityRequest(
-        ("answers", "text"), precisions=PRECISIONS, prompts=str(folder / "few.toml"), out=folder / "q", window=128,
-        texts=6, kv_cache_gib=0.5, engine_python=engine_env.python,
+        parts, precisions=PRECISIONS, prompts=str(folder / "few.toml"), out=folder / "q", window=128, texts=6,
+        kv_cache_gib=0.5, engine_python=engine_env.python, tasks=TASKS, limit=30, include=HERE / "tasks",
     )  # fmt: skip
     return measure(request, Quiet())
 
@@ -90,6 +94,16 @@ def test_kl_is_what_torch_computes(found: Quality, directory: Path) -> None:
         assert engine_says.agreement == pytest.approx(torch_says.top1_agreement, abs=0.02), precision
         assert engine_says.perplexity == pytest.approx(torch_says.perplexity_quantized, rel=0.02), precision
         assert engine_says.base_perplexity == pytest.approx(torch_says.perplexity_original, rel=0.01), precision
+
+
+@pytest.mark.skipif(not TASKS, reason="lm-eval is not installed (kneebench[tasks])")
+def test_public_tasks_are_paired_by_document(found: Quality) -> None:
+    lines = outcomes(failures(found.prompts, found.answers, "bf16"), found.samples, "bf16")
+    pairs = {line.precision: line for line in lines if line.family == "task:demo_answer"}
+    assert pairs.keys() == {"awq", "rtn-2bit"}
+    assert pairs["awq"].items == pairs["rtn-2bit"].items == 30
+    assert pairs["awq"].base_right >= 28
+    assert pairs["rtn-2bit"].right_to_wrong >= 20 > pairs["awq"].right_to_wrong
 
 
 def checkpoint(precision: str) -> Path:

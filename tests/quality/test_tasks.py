@@ -130,7 +130,7 @@ def test_what_is_asked_and_what_is_kept(tmp_path: Path, stand_in: StandIn) -> No
         python=python,
         on_status=status.append,
     )
-    assert status == ["gsm8k: lm-eval starts"] + [f"gsm8k: {n} of 2 requests answered" for n in (1, 2)]
+    assert status == ["gsm8k: lm-eval starts"] + [f"gsm8k: asking ({n} of 2)" for n in (1, 2)]
     config = told(python)["config"]
     assert config["model"] == "local-completions" and config["apply_chat_template"] is True
     assert config["model_args"] | {"max_length": 0, "timeout": 0} == {
