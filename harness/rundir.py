@@ -206,7 +206,7 @@ def writing() -> Iterator[None]:
     except OSError as error:
         raise RunError(
             f"the run directory cannot be written: {error.strerror or error}; all rows before that are on disk",
-            remedy="free space on the disk, then: bench sweep --resume with that directory",
+            remedy="free space on the disk, then: bench sweep --resume with that directory, or bench quality as before",
         ) from error
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,8 @@ class QualityDirectory:
         finally:
             (self.path / ".lock").unlink(missing_ok=True)
             self._lock.close()
+            with suppress(OSError):  # one that holds nothing leaves nothing
+                self.path.rmdir()
 
     # --- what it is about ---------------------------------------------------------------------------------------------
 

@@ -160,3 +160,9 @@ def test_texts_come_back(tmp_path: Path) -> None:
         directory.set_texts([Text("a", (1, 2)), Text("b", (3,))])
         assert directory.texts() == [Text("a", (1, 2)), Text("b", (3,))]
     assert [json.loads(line)["id"] for line in (tmp_path / "texts.jsonl").read_text().splitlines()] == ["a", "b"]
+
+
+def test_a_directory_into_which_nothing_came_goes(tmp_path: Path) -> None:
+    with QualityDirectory(tmp_path / "q"):
+        assert (tmp_path / "q").is_dir()
+    assert not (tmp_path / "q").exists()
