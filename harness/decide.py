@@ -50,7 +50,7 @@ def report(
     if not found:
         raise InputError(f"{run} holds no run", allowed="a directory that `bench sweep` wrote, or one of many of them")
     for one in found:
-        said = f"report  {_near(one.out / 'capacity.md')}" if one.out else f"failed  {_near(one.run)}: {one.fault}"
+        said = f"report  {_near(one.page)}" if one.page else f"failed  {_near(one.run)}: {one.fault}"
         console().print(said, markup=False, highlight=False, soft_wrap=True)
     if any(one.fault for one in found):
         raise typer.Exit(1)

@@ -133,6 +133,11 @@ def _looked_at(request: QualityRequest) -> _Plan:
         raise InputError(
             f"--model {request.model}: random weights answer nothing", remedy="name a model with its weights"
         )
+    if model is not None and "text" in request.parts and request.window >= (request.max_model_len or _context(model)):
+        raise InputError(
+            f"--window {request.window} for {model.name}",
+            allowed=f"less than the context that is served, {request.max_model_len or _context(model)} tokens",
+        )
     wanted = {} if urls else checkpoints.wanted(request.precisions, (*checkpoints.PRECISIONS, *checkpoints.LOW_BITS))
     if any(given is None and name != "bf16" for name, given in wanted.items()):
         checkpoints.check_quantizer()
@@ -211,8 +216,12 @@ def _missing(plan: _Plan, precision: str, rounds: Sequence[int], directory: Qual
         return True
     if "text" in plan.request.parts:
         scored, ids = directory.compared(), {text.id for text in directory.texts()}
-        wanted = rounds[1:] if precision == plan.baseline else rounds  # its first reading is what others are held to
-        if not ids or any(scored.get((precision, round), set()) != ids for round in wanted):
+        is_base = precision == plan.baseline
+        # The baseline's first reading is what others are held to: it has no rows, and is read again for a new one.
+        wanted = [(precision, round) for round in (rounds[1:] if is_base else rounds)]
+        if is_base and not directory.baseline():
+            wanted += [(other, 1) for other in plan.precisions[1:]]
+        if not ids or any(scored.get(reading, set()) != ids for reading in wanted):
             return True
     return any((precision, task) not in _tasks_there(directory) for task in _wanted_tasks(plan))
 
@@ -278,11 +287,6 @@ def _score(
                 base[text.id] = scoring.score(client, target.model, text, likeliest)
                 observer.status(f"{precision}: reading texts ({number} of {len(found)})")
             directory.keep_baseline(base)
-        if not base:
-            raise InputError(
-                f"{precision} has nothing to be compared with: {plan.baseline} was measured in an earlier call",
-                remedy="choose another --out, and name all precisions at once",
-            )
         there = directory.compared()
         for round in rounds[1:] if is_base else rounds:
             left = [text for text in found if text.id not in there.get((precision, round), set())]

@@ -21,12 +21,12 @@ from harness.analysis.knee import find_knees
 from harness.assumptions import Assumptions, load_assumptions
 from harness.errors import KneebenchError
 from harness.prices import load_prices
-from harness.quality.directory import SETTINGS
+from harness.quality.directory import SETTINGS, load_quality
 from harness.records import Knee, Ratio, write_table
 from harness.report.brief import write_brief, write_case
 from harness.report.html import write_html
 from harness.report.markdown import write_capacity
-from harness.report.quality import evidence_of, write_quality_papers
+from harness.report.quality import evidence_of, write_quality, write_quality_papers
 from harness.report.run import Run, load_run
 from harness.report.workbook import write_workbook
 from harness.rundir import ASSUMPTIONS, report_dir_of
@@ -94,19 +94,20 @@ MANY = 8
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """One run of many: where its report is, or why there is none."""
+    """One run of many: the first page of its report, or why there is none."""
 
     run: Path
-    out: Path | None = None
+    page: Path | None = None
     fault: str | None = None
 
 
 def write_reports(directory: Path, slo: Slo | None = None, assumptions: Assumptions | None = None) -> list[Reported]:
-    """The reports of all runs below `directory`, in the order of their names. One that fails stops no other.
+    """The reports of all runs below `directory`, and of what holds quality alone, in the order of their names. One that
+    fails stops no other.
 
     A run takes a second or two, most of it for the figures, so many of them are shared out to all cores.
     """
-    runs = sorted(path for path in directory.iterdir() if (path / "points.csv").is_file())
+    runs = sorted(path for path in directory.iterdir() if (path / "points.csv").is_file() or is_quality(path))
     report = functools.partial(_reported, slo=slo, assumptions=assumptions)
     if len(runs) < MANY:
         return [report(run) for run in runs]
@@ -117,10 +118,13 @@ def write_reports(directory: Path, slo: Slo | None = None, assumptions: Assumpti
 def _reported(run_dir: Path, slo: Slo | None, assumptions: Assumptions | None) -> Reported:
     out = report_dir_of(run_dir)
     try:
-        write_report(run_dir, out, slo, assumptions)
+        if is_quality(run_dir) and (found := load_quality(run_dir)):
+            page, *_ = write_quality(found, out)
+        else:
+            page, *_ = write_report(run_dir, out, slo, assumptions)
     except KneebenchError as error:
         return Reported(run_dir, fault=str(error).splitlines()[0])
-    return Reported(run_dir, out)
+    return Reported(run_dir, page)
 
 
 def is_quality(path: Path) -> bool:

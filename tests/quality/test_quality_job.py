@@ -135,6 +135,25 @@ def test_what_is_there_is_not_asked_again(tmp_path: Path, prompts: Path) -> None
     assert {path.name: path.read_bytes() for path in (tmp_path / "q").iterdir()} == before
 
 
+def test_a_precision_that_comes_later_is_compared_too(tmp_path: Path, prompts: Path) -> None:
+    toys = {"bf16": Toy(), "awq": Toy(0.2), "gptq": Toy(0.4)}
+    with ExitStack() as stack:
+        urls = {name: stack.enter_context(serving(toy.reply)) for name, toy in toys.items()}
+        measure(request(prompts, tmp_path / "q", {name: urls[name] for name in ("bf16", "awq")}), Quiet())
+        measure(request(prompts, tmp_path / "q", {name: urls[name] for name in ("bf16", "gptq")}), Quiet())
+    assert [len(toy.asked) for toy in toys.values()] == [48, 24, 24]
+    found = load_quality(tmp_path / "q")
+    assert found is not None and found.precisions == ["bf16", "awq", "gptq"]
+    rows = {name: [row for row in found.positions if row.precision == name] for name in toys}
+    assert len(rows["bf16"]) == len(rows["awq"]) == len(rows["gptq"]) > 0
+    assert rows["gptq"][0].kl_nats > rows["awq"][0].kl_nats > 0
+
+
+def test_a_window_beyond_the_context_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--window 2048"):
+        measure(QualityRequest(("text",), window=2048, out=tmp_path / "q"), Quiet())
+
+
 def test_a_server_that_dies_costs_nothing_that_was_answered(tmp_path: Path, prompts: Path) -> None:
     dying, sound = Toy(fail_at=30), Toy()
     with serving(dying.reply) as url, serving(Toy(0.2).reply) as other:

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from harness.assumptions import Assumptions
-from harness.records import Knee, Ratio, SweepPoint, read_table
+from harness.quality.directory import QualityDirectory
+from harness.quality.prompts import Prompt, PromptSet
+from harness.records import Answer, Knee, Ratio, SweepPoint, read_table
 from harness.report.papers import MANY, write_report, write_reports
 from harness.slo import Slo
 from tests.report.test_report import POINTS, REQUESTS, RUN_TOML, run_dir
@@ -20,6 +22,8 @@ from tests.report.test_report import POINTS, REQUESTS, RUN_TOML, run_dir
 PAPERS = {
     "capacity.md", "capacity.html", "cost.xlsx", "risk_brief.md", "business_case.md", "knees.csv", "comparison.csv",
 }  # fmt: skip
+
+PROMPTS = PromptSet("few", (Prompt("p1", "factual", "What?", "exact", ("bf16",)),))
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -161,3 +165,14 @@ def test_capacity_in_a_terminal(tmp_path: Path) -> None:
     said = " ".join(done.stdout.split())
     assert "BF16 needs 9 cards at p95 ≤ 3 s, 8 for the load and 1 in reserve" in said
     assert "Price: NVIDIA RTX A4000 for $" in said
+
+
+def test_what_holds_quality_alone_is_reported_among_runs(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    with QualityDirectory(results / "judged") as directory:
+        directory.describe({"model": "m", "baseline": "bf16", "precisions": ["bf16", "awq"]}, PROMPTS)
+        for name, ok in (("bf16", True), ("awq", False)):
+            directory.add_answer(Answer("p1", name, text=name, ok=ok))
+    (found,) = write_reports(results)
+    assert found.page == tmp_path / "reports" / "judged" / "failures.md"
+    assert "AWQ" in found.page.read_text(encoding="utf-8")
