@@ -1,11 +1,11 @@
-"""The detectors beside people: tests/data/transcripts.jsonl, answers labelled by two independent readers each.
+"""The detectors beside readers: tests/data/transcripts.jsonl, answers labelled by two independent readers each.
 
 The readers had the definitions of harness/analysis/symptoms.py and the transcripts; they saw no detector, and not each
 other. Four sets: 1 to 3 showed what the detectors of their time lacked, and are development data now. Set 4 was drawn
 and labelled after the detectors were frozen, from prompts that nothing was tuned on, and decides. `source` is a
-precision of the demo model served by vLLM, or "made": written by people who saw no detector, as large models fail,
-without log-probabilities. `doubtful`: a reader would not bet on it; the guide asked for that mark before anything was
-labelled.
+precision of the demo model served by vLLM, or "made": written by somebody who saw no detector, as large models fail,
+without log-probabilities. Readers and writers were agents of a language model. `doubtful`: a reader would not bet on
+it; the guide asked for that mark before anything was labelled.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def test_the_doubtful_ones_of_the_blind_set_are_not_hidden(transcripts: list[Tra
     assert precision_and_recall(judged, COLLAPSE) == pytest.approx((34 / 36, 34 / 35))
 
 
-def test_every_symptom_is_mostly_what_people_call_it(transcripts: list[Transcript]) -> None:
+def test_every_symptom_is_mostly_what_readers_call_it(transcripts: list[Transcript]) -> None:
     """Of all answers and labels 98.4 %; each symptom with at least 10 of them 0.9 and 0.9."""
     judged = [one for one in transcripts if one.agreed]
     assert sum(one.found == one.labels[0] for one in judged) / len(judged) > 0.98
