@@ -184,7 +184,7 @@ def sweep(
 
     from harness import job
 
-    wanted = _listed(precisions) if precisions else ("served",) if endpoint else ("bf16", "awq")
+    wanted = decide.listed(precisions, "--precisions") if precisions else ("served",) if endpoint else ("bf16", "awq")
     request = job.SweepRequest(
         scenario=plan,
         concurrencies=concurrencies,
@@ -455,12 +455,3 @@ def _one_of(value: str | None, option: str, allowed: tuple[str, ...]) -> str | N
     if value is not None and value not in allowed:
         raise InputError(f"{option} {value!r} is unknown", allowed=", ".join(allowed))
     return value
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    items = tuple(part.strip() for part in text.split(",") if part.strip())
-    if not items:
-        raise InputError(
-            f"--precisions {text!r} names none", allowed="bf16, rtn, awq, gptq, awq+gptq, smoothquant, NAME=PATH"
-        )
-    return items

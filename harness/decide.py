@@ -182,6 +182,14 @@ def console() -> Console:
     return Console(soft_wrap=False)
 
 
+def listed(text: str, option: str) -> tuple[str, ...]:
+    """Names that were typed, joined by commas. Raises InputError for none."""
+    items = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not items:
+        raise InputError(f"{option} {text!r} names none", allowed="names, joined by commas, as in --help")
+    return items
+
+
 def slo_of(slo: str | None, slo_p95: str | None) -> Slo | None:
     """The service level that was typed. Raises InputError when it is none, or two."""
     from harness.slo import Slo, parse_duration, parse_slo
@@ -210,20 +218,23 @@ def finish_sweep(terminal: Console, run_dir: Path) -> None:
 def finish_quality(terminal: Console, directory: Path, out: Path | None = None) -> None:
     """What a look at answers ends with: its table, the gate's verdict and its papers, or those of the sweep's run that
     it belongs to. Ends the command with exit code 1 when a precision breaks the gate."""
+    from harness.assumptions import load_assumptions
     from harness.quality.directory import load_quality
-    from harness.report.papers import is_run, write_report
-    from harness.report.quality import evidence_of, write_quality
+    from harness.report.papers import is_run, own_assumptions, write_papers
+    from harness.report.quality import evidence_of, write_quality_papers
+    from harness.report.run import load_run
     from harness.report.terminal import show_quality
     from harness.rundir import report_dir_of
 
-    found, out = load_quality(directory), out or report_dir_of(directory)
+    run, out = load_run(directory) if is_run(directory) else None, out or report_dir_of(directory)
+    found = run.quality if run else load_quality(directory)
     assert found is not None
     evidence = evidence_of(found)
     show_quality(terminal, evidence)
-    if is_run(directory):
-        write_report(directory, out)
+    if run:
+        write_papers(run, out, load_assumptions(own_assumptions(directory)))
     else:
-        write_quality(found, out)
+        write_quality_papers(found, evidence, out)
     terminal.print()
     for what, name in (("what breaks", "failures.md"), ("how far", "quality.md"), ("rows", "failures.csv")):
         if (out / name).exists():

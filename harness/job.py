@@ -8,7 +8,6 @@ All input is checked before anything is started, so that a typing mistake costs 
 from __future__ import annotations
 
 import hashlib
-import re
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,6 @@ from pydantic import TypeAdapter, ValidationError
 from harness import checkpoints, models
 from harness.architecture import read_config
 from harness.engines import Engine, ServeSpec, endpoint, environment, vllm
-from harness.engines.address import Address
 from harness.errors import InputError
 from harness.load.dataset import Prompts
 from harness.load.dialect import probe, tokenizer
@@ -30,7 +28,7 @@ from harness.load.schedule import Arrival, mean_rate, read_trace
 from harness.load.selftest import read_ceiling
 from harness.load.workload import Dialect, vocabulary
 from harness.records import Scenario, SweepPoint
-from harness.redact import hide, holds_key, takes_key, without_keys
+from harness.redact import refuse_keys, without_keys
 from harness.rundir import RunDirectory, describe_machine, remembered, run_name, without_places
 from harness.scenario import context_served, read_prompts
 from harness.search import Search
@@ -94,21 +92,7 @@ def _without_keys(request: SweepRequest) -> SweepRequest:
         "--engine-arg": [" ".join(request.engine_args), *request.engine_args],
         "the scenario's name, trace or dataset": [scenario.name, scenario.trace, scenario.dataset],
     }
-    for option, values in typed.items():
-        if any(holds_key(str(value)) for value in values):
-            raise InputError(
-                f"{option} holds a key",
-                allowed="keys in environment variables alone, where no record and no `ps` shows them",
-                remedy="KNEEBENCH_API_KEY takes an endpoint's key, HF_TOKEN the hub's; vLLM gets a new one each time",
-            )
-    for item in request.engine_args:
-        flag = item.partition("=")[0].partition(" ")[0]
-        if flag.startswith("--") and takes_key(flag):
-            raise InputError(
-                f"--engine-arg {flag}: its value is a key",
-                allowed="flags without secrets: they are recorded, and `ps` shows them",
-                remedy="leave it out, vLLM gets a new key each time; the hub's goes into HF_TOKEN",
-            )
+    refuse_keys(typed, request.engine_args)
     return replace(request, scenario=replace(scenario, description=without_keys(scenario.description)))
 
 
@@ -211,7 +195,6 @@ def _sweep_endpoint(request: SweepRequest, observer: Observer, argv: Sequence[st
             remedy="run one sweep for each endpoint",
         )
     assert request.endpoint is not None
-    hide(*_private_parts(request.endpoint, request.model))
     with endpoint.attach(request.endpoint, request.model) as engine:
         dialect = probe(engine.target, chat=request.scenario.api == "chat")
         prompts = _prompts(request.scenario, engine)
@@ -252,12 +235,6 @@ def _run_cells(
     spent_s = sum(row.duration_s or 0.0 for row in directory.done)  # by earlier starts
     run_sweep(sessions, plan, directory, template, open_engine, observer, began_s=began_s - spent_s)
     directory.finish()
-
-
-def _private_parts(url: str, model: str) -> list[str]:
-    """Parts of a URL's path that may be somebody's account or key: long, with digits, and not the model's name."""
-    parts = Address.parse(url).prefix.split("/")
-    return [part for part in parts if len(part) >= 16 and re.search(r"\d", part) and part != model]
 
 
 def _check_unchanged(

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from harness.errors import InputError
+
 # Values of environment variables named like this are secrets; so is whatever stands where a key usually stands.
 _SECRET_NAME = re.compile(r"API_?KEY|(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|_PAT)$", re.IGNORECASE)
 _VALUE = r"""[^\s"'\[\](){},;&<>]{8,}"""
@@ -144,3 +146,23 @@ def _names() -> dict[str, str]:
     except (OSError, KeyError):  # a container's user may have no name
         pass
     return {n: mark for n, mark in names.items() if len(n) >= _SHORTEST_NAME and n.lower() not in _EVERYDAY}
+
+
+def refuse_keys(typed: Mapping[str, Iterable[object]], engine_args: Iterable[str] = ()) -> None:
+    """Raise InputError for a key in what was typed, option by option, or in what is passed on to vLLM: it would be
+    recorded, and command lines show in `ps` besides."""
+    for option, values in typed.items():
+        if any(holds_key(str(value)) for value in values):
+            raise InputError(
+                f"{option} holds a key",
+                allowed="keys in environment variables alone, where no record and no `ps` shows them",
+                remedy="KNEEBENCH_API_KEY takes an endpoint's key, HF_TOKEN the hub's; vLLM gets a new one each time",
+            )
+    for item in engine_args:
+        flag = item.partition("=")[0].partition(" ")[0]
+        if flag.startswith("--") and takes_key(flag):
+            raise InputError(
+                f"--engine-arg {flag}: its value is a key",
+                allowed="flags without secrets: they are recorded, and `ps` shows them",
+                remedy="leave it out, vLLM gets a new key each time; the hub's goes into HF_TOKEN",
+            )

@@ -101,8 +101,7 @@ class RunDirectory:
         self._unlock()
 
     def _unlock(self) -> None:
-        (self.path / ".lock").unlink(missing_ok=True)  # while it is ours: nobody may take it and lose it to us
-        self._lock.close()
+        unlock(self.path, self._lock)
 
     def add_request(self, record: RequestRecord) -> None:
         """Append to requests.csv."""
@@ -161,16 +160,14 @@ class RunDirectory:
 
     def describe_environment(self, environment: Environment) -> None:
         """Write environment.json, or the next number's when the run is resumed."""
-        write(self.fresh("environment", ".json"), json.dumps(redacted(asdict(environment)), indent=2) + "\n")
+        write_record(self.fresh("environment", ".json"), environment)
 
     def fresh(self, stem: str, suffix: str) -> Path:
-        """A path that is not there yet: stem.log, then stem-2.log, stem-3.log ..."""
-        paths = itertools.chain([f"{stem}{suffix}"], (f"{stem}-{number}{suffix}" for number in itertools.count(2)))
-        return next(self.path / name for name in paths if not (self.path / name).exists())
+        return fresh(self.path, stem, suffix)
 
     def describe_engine(self, log: Path, info: EngineInfo) -> None:
         """Write what the engine said of itself beside its log."""
-        write(log.with_suffix(".json"), json.dumps(redacted(asdict(info)), indent=2) + "\n")
+        write_record(log.with_suffix(".json"), info)
 
     def clean_logs(self) -> None:
         """Redact what engines wrote before a sweep was killed, which otherwise happens when they are stopped."""
@@ -213,6 +210,22 @@ def writing() -> Iterator[None]:
 def write(path: Path, text: str, mode: int = 0o666) -> None:
     with writing():
         write_whole(path, text, mode=mode)
+
+
+def write_record(path: Path, record: Environment | EngineInfo) -> None:
+    """As JSON, without this machine's paths and names."""
+    write(path, json.dumps(redacted(asdict(record)), indent=2) + "\n")
+
+
+def fresh(directory: Path, stem: str, suffix: str) -> Path:
+    """A path that is not there yet: stem.log, then stem-2.log, stem-3.log ..."""
+    paths = itertools.chain([f"{stem}{suffix}"], (f"{stem}-{number}{suffix}" for number in itertools.count(2)))
+    return next(directory / name for name in paths if not (directory / name).exists())
+
+
+def unlock(path: Path, lock: TextIO) -> None:
+    (path / ".lock").unlink(missing_ok=True)  # while it is ours: nobody may take it and lose it to us
+    lock.close()
 
 
 def locked(path: Path) -> TextIO:

@@ -78,7 +78,7 @@ NEVER_NEXT: Mapping[str, Sequence[tuple[str, str]]] = {
         ("ist sind wird hat haben werden", "ist sind wird hat haben des weil"),
         ("und oder weil wenn dass aber", "weil dass ist sind hat des"),
         ("ein eine einen einem einer im am zum zur vom des", "der die das dem den des im am zum zur vom von mit aus"),
-        ("die der das", "weil wenn dass auf-die"),
+        ("die der das", "weil wenn dass"),
     ),
     "fr": (
         ("le les un une du aux ces cette", "le la les une du au aux ces cette est sont et ou mais que qui dans avec"),

@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from harness.analysis.failures import ALL, Noise, Pattern
-from harness.analysis.gate import GateLine
+from harness.analysis.failures import Noise, Pattern
+from harness.analysis.gate import ALL, GateLine
 from harness.analysis.paired import mcnemar, paired_difference
 from harness.analysis.percentiles import Z95
 from harness.records import Failure, Fidelity, Outcomes

@@ -19,15 +19,13 @@ from typing import Literal
 
 from scipy.stats import fisher_exact
 
+from harness.analysis.gate import ALL, TASK
 from harness.analysis.paired import holm, mcnemar, paired_difference
 from harness.analysis.quality import coarse_kl, divergence
 from harness.analysis.symptoms import ISSUES, SYMPTOMS, symptom
 from harness.quality.prompts import Prompt, PromptSet
 from harness.records import Answer, Failure, Outcomes, Sample
 
-ALL = "all"
-"""The family of every prompt together; public tasks are not among them."""
-TASK = "task:"
 DECIDED = 0.05
 READABLE = 1500
 """Characters of question and both answers that a client reads in an example."""

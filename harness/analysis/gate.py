@@ -29,6 +29,7 @@ Metric = Literal["kl", "perplexity_ratio", "agreement", "accuracy_drop", "right_
 Sign = Literal["<", "<=", ">", ">="]
 
 ALL, TASK = "all", "task:"
+"""The family of every prompt together, public tasks not among them; and how the family of a task begins."""
 _METRICS: Mapping[str, Metric] = {name: name for name in get_args(Metric)}
 _OF_ANSWERS = ("accuracy_drop", "right_to_wrong", "issues")
 """These can be asked for in one family."""

@@ -47,6 +47,10 @@ class Address:
         return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
 
     @property
+    def loopback(self) -> bool:
+        return self.host in ("127.0.0.1", "localhost", "::1")
+
+    @property
     def base_url(self) -> str:
         """Up to and without /v1."""
         return f"{'https' if self.tls else 'http'}://{self.authority}{self.prefix}"

@@ -7,6 +7,7 @@ Kernel, weights and cache stay unknown, and every row says `source=endpoint`.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ import httpx
 from harness.engines import EngineCounters, EngineInfo, Target
 from harness.engines.address import Address
 from harness.errors import EngineError, InputError
+from harness.redact import hide
 from harness.telemetry import prometheus
 
 API_KEY_VARIABLES = ("KNEEBENCH_API_KEY", "OPENAI_API_KEY")
@@ -60,15 +62,28 @@ class Endpoint:
 def attach(url: str, model: str | None = None) -> Iterator[Endpoint]:
     """Check that the server answers and knows the model, and yield it. `model` None: the only one that it offers."""
     address = Address.parse(url)
+    hide(*_private_parts(address, model))
     base_url = address.base_url
     api_key = _api_key()
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    loopback = address.host in ("127.0.0.1", "localhost", "::1")
-    with httpx.Client(base_url=base_url, headers=headers, timeout=10.0, trust_env=not loopback) as client:
+    with connect(base_url, api_key, 10.0) as client:
         offered = _offered(client, base_url)
         served = _choose(base_url, model, offered)
         info = EngineInfo(engine="endpoint", engine_version=_version(client), source="endpoint")
         yield Endpoint(Target(base_url, served, api_key), info, client)
+
+
+def connect(base_url: str, api_key: str | None, timeout_s: float, *, keep_alive: bool = True) -> httpx.Client:
+    """A client for the control plane of a server. No proxy may stand before the loopback."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    limits = httpx.Limits() if keep_alive else httpx.Limits(max_keepalive_connections=0)
+    direct = Address.parse(base_url).loopback
+    return httpx.Client(base_url=base_url, headers=headers, timeout=timeout_s, limits=limits, trust_env=not direct)
+
+
+def _private_parts(address: Address, model: str | None) -> list[str]:
+    """Parts of a URL's path that may be somebody's account or key: long, with digits, and not the model's name."""
+    parts = address.prefix.split("/")
+    return [part for part in parts if len(part) >= 16 and re.search(r"\d", part) and part != model]
 
 
 def _api_key() -> str | None:

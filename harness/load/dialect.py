@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from harness.engines import Target
+from harness.engines.endpoint import connect
 from harness.errors import EngineError
 from harness.load.workload import WORDS, Dialect
 
@@ -65,9 +66,7 @@ def tokenizer(target: Target) -> Callable[[str], list[int]] | None:
 
 
 def _client(target: Target, *, keep_alive: bool = True) -> httpx.Client:
-    headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
-    limits = httpx.Limits() if keep_alive else httpx.Limits(max_keepalive_connections=0)
-    return httpx.Client(base_url=target.base_url, headers=headers, timeout=_PROBE_TIMEOUT_S, limits=limits)
+    return connect(target.base_url, target.api_key, _PROBE_TIMEOUT_S, keep_alive=keep_alive)
 
 
 def _body(model: str, dialect: Dialect, words: int, messages: int = 1) -> dict[str, Any]:

@@ -6,15 +6,15 @@ twice (`round`). A server that is no vLLM gives text alone: then nothing can be 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
 
 from harness.engines import Target
+from harness.engines.endpoint import connect
 from harness.errors import EngineError, RunError
 from harness.quality.checks import Execute, judge
 from harness.quality.prompts import Prompt
@@ -24,6 +24,7 @@ from harness.redact import without_keys
 ALTERNATIVES = 10
 """Likeliest tokens taken down at each position. OpenAI's API and vLLM's default allow 20; they fill the file."""
 ANSWER_TIMEOUT_S = 600.0
+CHAT = "/v1/chat/completions"
 _DIGITS = 4
 """Of logarithms that a server computes from bfloat16 logits, whose own steps are a hundred times as large."""
 
@@ -42,15 +43,9 @@ _MANNERS = (Manner(), Manner(alternatives=5), Manner(False), Manner(False, 5), M
 """From best to worst."""
 
 
-@contextmanager
-def connected(target: Target) -> Iterator[httpx.Client]:
-    """A client of this server that several threads may share."""
-    headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
-    local = target.base_url.startswith(("http://127.", "http://localhost", "http://[::1]"))
-    with httpx.Client(
-        base_url=target.base_url, headers=headers, timeout=ANSWER_TIMEOUT_S, trust_env=not local
-    ) as client:
-        yield client
+def connected(target: Target) -> httpx.Client:
+    """A client of this server that several threads may share; to be used as a context manager."""
+    return connect(target.base_url, target.api_key, ANSWER_TIMEOUT_S)
 
 
 def manner_of(client: httpx.Client, model: str) -> Manner:
@@ -58,7 +53,7 @@ def manner_of(client: httpx.Client, model: str) -> Manner:
     said = ""
     for manner in _MANNERS:
         body = _body(model, [{"role": "user", "content": "Say yes."}], 4, manner)
-        reply = _post(client, body)
+        reply = post(client, CHAT, body)
         if reply.status_code == 200:
             return manner
         said = f"HTTP {reply.status_code}: {' '.join(reply.text.split())[:300]}"
@@ -73,7 +68,7 @@ def ask(client: httpx.Client, model: str, prompt: Prompt, manner: Manner = _MANN
 
     Raises EngineError when the server cannot be reached: then the others have no answer either.
     """
-    reply = _post(client, _body(model, prompt.messages, prompt.max_tokens, manner))
+    reply = post(client, CHAT, _body(model, prompt.messages, prompt.max_tokens, manner))
     if reply.status_code != 200:
         told = without_keys(" ".join(reply.text.split())[:200])
         return Answer(prompt.id, "", error=f"HTTP {reply.status_code}: {told}")
@@ -135,9 +130,10 @@ def _body(model: str, messages: Sequence[dict[str, str]], max_tokens: int, manne
     return body
 
 
-def _post(client: httpx.Client, body: dict[str, Any]) -> httpx.Response:
+def post(client: httpx.Client, path: str, body: dict[str, Any]) -> httpx.Response:
+    """Raises EngineError when the server cannot be reached."""
     try:
-        return client.post("/v1/chat/completions", json=body)
+        return client.post(path, json=body)
     except httpx.HTTPError as error:
         raise EngineError(
             f"{client.base_url} stopped answering: {without_keys(str(error)) or type(error).__name__}",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness import decide
-from harness.errors import InputError
 
 if TYPE_CHECKING:
     from harness.quality.job import Part
@@ -108,20 +107,11 @@ def _measure(parts: tuple[Part, ...], given: dict[str, Any]) -> None:
     console = decide.console()
     parse_gate(given["gate"])  # a typing mistake is found before anything is started
     given |= {
-        "precisions": _listed(given["precisions"], "--precisions"),
+        "precisions": decide.listed(given["precisions"], "--precisions"),
         "endpoints": tuple(given.pop("endpoint") or ()),
         "engine_args": tuple(given.pop("engine_arg") or ()),
-        "tasks": _listed(given.get("tasks"), "--tasks"),
+        "tasks": decide.listed(given["tasks"], "--tasks") if given.get("tasks") is not None else (),
     }
     with Progress(console) as progress:
         directory = measure(QualityRequest(parts, **given), progress, argv=sys.argv[1:])
     decide.finish_quality(console, directory)
-
-
-def _listed(text: str | None, option: str) -> tuple[str, ...]:
-    if text is None:
-        return ()
-    items = tuple(item.strip() for item in text.split(",") if item.strip())
-    if not items:
-        raise InputError(f"{option} {text!r} names nothing", allowed="names, joined by commas")
-    return items

@@ -30,7 +30,7 @@ from harness.quality.scoring import Scored
 from harness.quality.texts import Text, read_texts, to_line
 from harness.records import Answer, Environment, Position, Sample, TableWriter, cut_torn_line, read_table, write_table
 from harness.redact import redacted
-from harness.rundir import locked, to_toml, write, writing
+from harness.rundir import fresh, locked, to_toml, unlock, write, write_record, writing
 
 SETTINGS, PROMPTS, ANSWERS, TEXTS = "quality.toml", "prompts.toml", "answers.jsonl", "texts.jsonl"
 POSITIONS, SAMPLES = "positions.csv", "samples.csv"
@@ -110,8 +110,7 @@ class QualityDirectory:
         except OSError:
             pass  # a full disk must not hide the error that it caused
         finally:
-            (self.path / ".lock").unlink(missing_ok=True)
-            self._lock.close()
+            unlock(self.path, self._lock)
             with suppress(OSError):  # one that holds nothing leaves nothing
                 self.path.rmdir()
 
@@ -128,17 +127,14 @@ class QualityDirectory:
     def describe_environment(self, environment: Environment) -> None:
         path = self.path / "environment.json"
         if not path.exists():
-            write(path, json.dumps(redacted(asdict(environment)), indent=2) + "\n")
+            write_record(path, environment)
 
     def log_of(self, precision: str) -> Path:
         """A log that is not there yet: quality-awq.log, then quality-awq-2.log ..."""
-        number = 1
-        while (path := self.path / f"quality-{precision}{f'-{number}' if number > 1 else ''}.log").exists():
-            number += 1
-        return path
+        return fresh(self.path, f"quality-{precision}", ".log")
 
     def describe_engine(self, log: Path, info: EngineInfo) -> None:
-        write(log.with_suffix(".json"), json.dumps(redacted(asdict(info)), indent=2) + "\n")
+        write_record(log.with_suffix(".json"), info)
 
     # --- answers ------------------------------------------------------------------------------------------------------
 

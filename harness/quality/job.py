@@ -29,7 +29,7 @@ from harness.quality.directory import QualityDirectory
 from harness.quality.prompts import PromptSet, load_prompts, to_toml
 from harness.quality.texts import Text
 from harness.records import Answer
-from harness.redact import holds_key
+from harness.redact import refuse_keys
 from harness.rundir import describe_machine, run_name
 from harness.scenario import scenarios_dir
 
@@ -114,13 +114,21 @@ def measure(request: QualityRequest, observer: Observer, argv: Sequence[str] = (
 
 def _looked_at(request: QualityRequest) -> _Plan:
     """All input is checked before anything is started."""
-    for option, value in (
-        ("--model", request.model),
-        ("--out", request.out),
-        *(("--engine-arg", a) for a in request.engine_args),
-    ):
-        if value is not None and holds_key(str(value)):
-            raise InputError(f"{option} holds a key", allowed="keys in environment variables alone")
+    typed: dict[str, Sequence[object]] = {
+        "--model": [request.model],
+        "--precisions": request.precisions,
+        "--prompts": [request.prompts],
+        "--out": [request.out],
+        "--run": [request.run],
+        "--endpoint": request.endpoints,
+        "--text": [request.text],
+        "--tasks": request.tasks,
+        "--include": [request.include],
+        "--engine-python": [request.engine_python],
+        "--calibration": [request.calibration],
+        "--engine-arg": [" ".join(request.engine_args), *request.engine_args],
+    }
+    refuse_keys(typed, request.engine_args)
     if request.run is not None and not (request.run / "run.toml").is_file():
         raise InputError(
             f"--run {request.run} is no run", allowed="a directory that `bench sweep` wrote, results/<run>"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from harness.analysis.quality import coarse_kl, exact_kl
 from harness.errors import EngineError
+from harness.quality.asking import post
 from harness.quality.texts import Text
 from harness.records import Position
 from harness.redact import without_keys
@@ -26,6 +27,7 @@ SMALL_VOCABULARY = 4096
 LIKELIEST = 100
 """Tokens asked for of a larger one; an engine that we did not start may allow fewer."""
 FEWEST = 5
+COMPLETIONS = "/v1/completions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +63,7 @@ def score(client: httpx.Client, model: str, text: Text, likeliest: int) -> Score
     body = {
         "model": model, "prompt": list(text.ids), "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": likeliest,
     }  # fmt: skip
-    try:
-        reply = client.post("/v1/completions", json=body)
-    except httpx.HTTPError as error:
-        raise EngineError(f"{client.base_url} stopped answering: {error or type(error).__name__}") from error
+    reply = post(client, COMPLETIONS, body)
     if reply.status_code != 200:
         raise EngineError(f"prompt_logprobs: HTTP {reply.status_code}: {_words(reply)}")
     try:
@@ -82,10 +81,7 @@ def most_likeliest(client: httpx.Client, model: str, vocabulary: int | None) -> 
     said = ""
     for count in (*wanted, LIKELIEST, 20, FEWEST):
         body = {"model": model, "prompt": [1, 1], "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": count}
-        try:
-            reply = client.post("/v1/completions", json=body)
-        except httpx.HTTPError as error:
-            raise EngineError(f"{client.base_url} stopped answering: {error or type(error).__name__}") from error
+        reply = post(client, COMPLETIONS, body)
         if reply.status_code == 200:
             return count
         said = f"HTTP {reply.status_code}: {_words(reply)}"
@@ -108,9 +104,9 @@ def compare(text: Text, base: Scored, other: Scored, precision: str, round: int)
             text.id,
             index + 1,
             token,
-            logprob=round_(other.following[index]),
-            base_logprob=round_(base.following[index]),
-            kl_nats=round_(kl[index]),
+            logprob=_rounded(other.following[index]),
+            base_logprob=_rounded(base.following[index]),
+            kl_nats=_rounded(kl[index]),
             agrees=bool(base.likeliest[index] == other.likeliest[index]),
             right=bool(other.likeliest[index] == token),
             base_right=bool(base.likeliest[index] == token),
@@ -119,7 +115,7 @@ def compare(text: Text, base: Scored, other: Scored, precision: str, round: int)
     ]
 
 
-def round_(value: Any) -> float:
+def _rounded(value: Any) -> float:
     """Seven digits: more than a float32 has."""
     return float(f"{float(value):.7g}")
 

@@ -20,7 +20,8 @@ from harness.analysis.evidence import (
     prompts_needed,
     wrong_words,
 )
-from harness.analysis.failures import ALL, DECIDED, SymptomCount, examples, symptom_counts
+from harness.analysis.failures import DECIDED, SymptomCount, examples, symptom_counts
+from harness.analysis.gate import ALL
 from harness.quality.directory import Quality
 from harness.quality.prompts import Prompt
 from harness.records import Answer, Failure, Outcomes, write_table
@@ -202,6 +203,11 @@ def _many(evidence: Evidence) -> str:
     )
 
 
+def called(evidence: Evidence, precision: str) -> str:
+    """Its name; a row of the baseline is about its second round."""
+    return f"{named(precision)}{' again' if precision == evidence.baseline else ''}"
+
+
 def drop_cell(outcome: Outcomes) -> str:
     """The same in a column that says pp."""
     return drop_words(outcome).replace(" pp", "")
@@ -212,9 +218,8 @@ def families_table(evidence: Evidence) -> str:
               "Wrong → right", "Lost, pp [95 %]", "p", "Issues")  # fmt: skip
     rows = []
     for row in evidence.outcomes:
-        again = " again" if row.precision == evidence.baseline else ""
         rows.append((
-            f"{named(row.precision)}{again}", f"**{row.family}**" if row.family == ALL else line(row.family),
+            called(evidence, row.precision), f"**{row.family}**" if row.family == ALL else line(row.family),
             str(row.items), share(row.base_right, row.items), share(row.right, row.items), str(row.right_to_wrong),
             str(row.wrong_to_right), drop_cell(row), p_cell(row.p_value),
             f"{row.issues} of {row.answered}" if row.answered else "",
@@ -238,7 +243,7 @@ def symptoms_table(evidence: Evidence) -> str:
         (count.precision, count.symptom): count for count in symptom_counts(evidence.failures) if count.family == ALL
     }
     columns = [name for name in (*evidence.precisions, evidence.baseline) if any(name == key for key, _ in counts)]
-    names = [f"{named(name)}{' again' if name == evidence.baseline else ''}" for name in columns]
+    names = [called(evidence, name) for name in columns]
     rows = []
     for symptom in _seen(evidence):
         found = [counts.get((precision, symptom)) for precision in columns]

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.analysis.evidence import Evidence
-from harness.analysis.failures import TASK, beyond_noise, failures, outcomes, patterns
-from harness.analysis.gate import judge_gate, parse_gate
+from harness.analysis.failures import beyond_noise, failures, outcomes, patterns
+from harness.analysis.gate import TASK, judge_gate, parse_gate
+from harness.analysis.headline import label
 from harness.analysis.quality import by_position, fidelity, survival
 from harness.quality.directory import Quality
 from harness.records import Answer, Fidelity, Position, Sample, write_table
-from harness.report.failures import drop_cell, line, p_cell, share, write_failures
+from harness.report.failures import called, drop_cell, line, p_cell, share, write_failures
 from harness.report.page import write_page
 from harness.report.quality_plots import write_quality_figures
 from harness.report.tables import interval, listed, named, number, table
@@ -146,7 +147,7 @@ def fidelity_table(evidence: Evidence) -> str:
               "Right → wrong", "Wrong → right", "p")  # fmt: skip
     rows = [
         (
-            _called(row.precision, evidence),
+            called(evidence, row.precision),
             interval(row.kl_nats, row.kl_nats_lo, row.kl_nats_hi),
             number(row.perplexity),
             _close(row.perplexity_ratio, row.perplexity_ratio_lo, row.perplexity_ratio_hi),
@@ -168,7 +169,7 @@ def parts_table(parts: Sequence[Fidelity], evidence: Evidence) -> str:
     if len(spans) < 2:
         return ""
     rows = [(f"{first}–{last}", *(cells.get((first, name), "") for name in precisions)) for first, last in spans]
-    return table(("Tokens read", *(_called(name, evidence) for name in precisions)), rows, ())
+    return table(("Tokens read", *(called(evidence, name) for name in precisions)), rows, ())
 
 
 def growth_words(parts: Sequence[Fidelity], evidence: Evidence) -> list[str]:
@@ -213,10 +214,6 @@ def _bound(quality: Quality) -> str:
     return f"KL here is over {line(vocabulary)}."
 
 
-def _called(precision: str, evidence: Evidence) -> str:
-    return f"{named(precision)}{' again' if precision == evidence.baseline else ''}"
-
-
 def _close(value: float | None, low: float | None, high: float | None) -> str:
     """A ratio near 1, where three digits would hide it: 1.0021 [1.0013–1.0029]."""
     if value is None:
@@ -259,7 +256,7 @@ def _setup(quality: Quality) -> str:
     digests = settings.get("checkpoint_sha256") or {}
     for name, how in (settings.get("served_as") or {}).items():
         digest = f", checkpoint sha256 {str(digests[name])[:12]}…" if digests.get(name) else ""
-        rows.append((str(name).upper(), f"{how}{digest}"))
+        rows.append((label(str(name)), f"{how}{digest}"))
     rows += [
         ("Text", _joined(settings.get("text"), f"({settings['texts']} texts)" if settings.get("texts") else None)),
         ("Window", f"{settings['window']} tokens" if settings.get("window") else None),

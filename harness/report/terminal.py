@@ -13,7 +13,7 @@ from harness.analysis.capacity import plan_cards
 from harness.analysis.compare import compare
 from harness.analysis.cost import stated_lines
 from harness.analysis.evidence import Evidence
-from harness.analysis.failures import TASK
+from harness.analysis.gate import TASK
 from harness.analysis.headline import alone, at_one_load, headlines, label
 from harness.analysis.knee import find_knees
 from harness.analysis.levels import axis, load, shown

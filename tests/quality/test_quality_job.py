@@ -19,6 +19,7 @@ from harness.cli import main
 from harness.errors import EngineError, InputError
 from harness.quality.directory import load_quality
 from harness.quality.job import QualityRequest, measure
+from harness.redact import without_keys
 from tests.quality.answering import serving
 
 SHARES = (0.5, 0.2, 0.1, 0.1, 0.04, 0.03, 0.02, 0.01)
@@ -183,6 +184,29 @@ def test_endpoints_need_a_name_and_an_address(tmp_path: Path, prompts: Path, ite
     with pytest.raises(InputError, match="--endpoint"):
         measure(QualityRequest(("answers",), prompts=str(prompts), endpoints=(item,), out=tmp_path / "q"), Quiet())
     assert not (tmp_path / "q").exists()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"model": "hf_abcdefghijklmnop1234"},
+        {"out": Path("sk-abc123def456ghi789jkl0")},
+        {"endpoints": ("bf16=http://host/?api_key=abcdefgh12345678",)},
+        {"engine_args": ("--api-key=abcdefgh12345678",)},
+        {"engine_args": ("--api-key", "abcdefgh12345678")},
+    ],
+)
+def test_a_key_that_was_typed_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="key"):
+        measure(QualityRequest(("answers",), **given), Quiet())
+
+
+def test_an_account_in_an_endpoints_path_is_hidden(tmp_path: Path, prompts: Path) -> None:
+    """Its error is what a terminal shows and a log keeps."""
+    url = "http://127.0.0.1:9/accounts/a1b2c3d4e5f6a7b8c9/v1"
+    with pytest.raises(InputError) as caught:
+        measure(request(prompts, tmp_path / "q", {"bf16": url}), Quiet())
+    assert "a1b2c3d4e5f6a7b8c9" not in without_keys(str(caught.value))
 
 
 def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
