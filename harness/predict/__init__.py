@@ -1,0 +1,1 @@
+"""Predict a sweep on a card that is not here."""
