@@ -40,7 +40,7 @@ def test_a_row_whose_conditions_are_complete_is_kept_and_read() -> None:
         "16bit",
     )
     assert found.condition.era == "v0"
-    assert found.condition.lengths == Lengths(256.0, 350.0, 512)
+    assert found.condition.lengths == Lengths(256.0, 350.0, 512, 0.65)
     assert found.condition.load == PublishedLoad("poisson", 300, 5.0)
 
 
