@@ -142,10 +142,18 @@ def prefix_tokens(scenario: Scenario) -> int:
     return min(round(scenario.shared_prefix * scenario.input_tokens), scenario.input_tokens - 1)
 
 
-def _drawn_lengths(scenario: Scenario, prefix: int, rng: random.Random) -> tuple[int, int]:
-    """(new text with the prefix, answer): the prefix is always whole, and the lengths of the rest vary."""
+def drawn_lengths(scenario: Scenario, cell: Cell, user: int, sequence: int, prefix: int = 0) -> tuple[int, int]:
+    """(new text with the prefix, answer) of a request: the prefix is always whole, and the lengths of the rest vary.
+
+    Seeded by everything but the precision.
+    """
+    rng = random.Random(f"{_seed(scenario, cell)}/{user}/{sequence}")
     new = prefix + drawn_length(scenario.input_tokens - prefix, scenario, rng)
     return new, drawn_length(scenario.output_tokens, scenario, rng)
+
+
+def _seed(scenario: Scenario, cell: Cell) -> str:
+    return f"{scenario.seed}/{cell.conc}/{cell.rate_rps}/{cell.repeat}"
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
@@ -170,11 +178,11 @@ def make_ask(
     repeats share text, so a prefix cache has nothing to find. `salt`, the run's nonce, makes sure of that where an
     earlier run or attempt has asked the same. `lengths` (a trace's) are those of the new text and of the answer.
     """
-    seed = f"{scenario.seed}/{cell.conc}/{cell.rate_rps}/{cell.repeat}"
+    seed = _seed(scenario, cell)
     text_seed = seed if dialect.vllm_extras else f"{seed}/{salt}/{cell.attempt}"
     prefix = 0 if history.tokens else prefix_tokens(scenario)
     passes = 0
-    new, answer = lengths or _drawn_lengths(scenario, prefix, random.Random(f"{seed}/{user}/{sequence}"))
+    new, answer = lengths or drawn_lengths(scenario, cell, user, sequence, prefix)
     if prompts is None:
         if scenario.dataset is not None:
             raise ValueError("the scenario's prompts come from a dataset, and none are given")

@@ -68,6 +68,8 @@ class Lengths:
     output_mean: float
     output_cap: int | None = None
     """None: every answer is as long as the mean."""
+    input_sigma: float = 0.0
+    """Spread of the prompts' lengths, of their logs; 0: all are as long as the mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,8 @@ class Condition:
     load: PublishedLoad
     max_num_seqs: int = 256
     max_model_len: int = 4096
+    graphs_to: int | None = None
+    """Longest context that decodes by CUDA graph; None: all do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +135,9 @@ CARDS = {
     "A10G 24GB": "a10g",
     "A10 24GB": "a10",
     "A40 48GB": "a40",
-    "H20 96GB": "h20",
-    "H20-3e 141GB": "h20-3e",
-    "H200 141GB": "h200",
+    "H20 96GB": "h20-96gb",
+    "H20-3e 141GB": "h20-3e-141gb",
+    "H200 141GB": "h200-141gb-sxm",
     "H100 SXM 80GB": "h100-80gb-sxm",
     "H100 (GCP)": "h100-80gb-sxm",  # that cloud rents no other form
     "H100 PCIe 80GB": "h100-80gb-pcie",
@@ -151,7 +155,7 @@ CARDS = {
     "RTX PRO 5000 Blackwell 48GB": "rtx-pro-5000-blackwell",
     "T4 16GB": "t4",
     "V100 32GB": "v100-32gb-pcie",
-    "V100S 32GB": "v100s-32gb",
+    "V100S 32GB": "v100s-32gb-pcie",
 }
 """Published name -> id in gpus.toml."""
 
@@ -194,10 +198,11 @@ SHAPES = {
 
 _SERVERS = {"vLLM", "nm-vllm (vLLM fork)", "SGLang"}
 _DATASETS = {
-    # AccelMark's data sets (its datasets/*/README.md); prompts by the server's count, chat template included.
-    "~256 mean (ShareGPT std v1)": 256.0,
-    "~103 mean (ShareGPT edge v1)": 103.0,
-    "~28.7K p50 (long ctx)": 28_700.0,
+    # AccelMark's data sets (its datasets/*/requests.jsonl): mean of the prompts by the server's count, chat template
+    # included, and the spread of the lengths that it lists (64 to 592 and 20 to 198 tokens; 28,245 to 29,932).
+    "~256 mean (ShareGPT std v1)": (256.0, 0.65),
+    "~103 mean (ShareGPT edge v1)": (103.0, 0.65),
+    "~28.7K p50 (long ctx)": (28_700.0, 0.02),
 }
 _MEANS = re.compile(r"~?(\d+(?:\.\d+)?)(?: mean(?:[ ,(]+(?:cap )?(\d+)(?: cap)?\)?)?)?$")
 _DOUBTS = ("noisy", "presumed", "crippled", "enforce_eager", "over WAN", "WAN;", "LOW DETAIL", "DirectML")
@@ -332,11 +337,11 @@ def lengths(row: Row) -> Lengths | None:
     """Means and cap of the lengths; None where they are not stated."""
     given = _DATASETS.get(row.input_len)
     if given is None:
-        given = float(row.input_len) if row.input_len.isdecimal() else None
+        given = (float(row.input_len), 0.0) if row.input_len.isdecimal() else None
     answer = _MEANS.match(row.output_len)
     if given is None or answer is None or not float(answer[1]):
         return None
-    return Lengths(given, float(answer[1]), int(answer[2]) if answer[2] else None)
+    return Lengths(given[0], float(answer[1]), int(answer[2]) if answer[2] else None, given[1])
 
 
 _POISSON = re.compile(r"Poisson ([\d.]+) QPS(?:, (\d+) reqs)?")
@@ -379,6 +384,8 @@ def _guess(row: Row) -> tuple[Condition | None, Quantity | None, float | None]:
         # AccelMark's runner gives 512 to its batch engine and leaves the server's default to the other.
         max_num_seqs=512 if accelmark and pressure.kind == "burst" else 256,
         max_model_len=_context(row, sizes),
+        # The default of max_seq_len_to_capture in the first engines; the page for Qwen2 says that it kept the defaults.
+        graphs_to=8192 if row.engine == "vLLM" and () < version(row.engine_version) < (0, 6) else None,
     )
     return condition, found, value
 
