@@ -20,7 +20,7 @@ from harness.analysis.knee import find_knees, safe_load
 from harness.analysis.levels import axis, latest
 from harness.errors import InputError, RecordError
 from harness.records import SweepPoint, read_table
-from harness.report.run import Run, slo_of
+from harness.report.run import Run, prediction_fault, slo_of
 from harness.rundir import UNFINISHED
 
 
@@ -38,6 +38,8 @@ class PastRun:
     engine: str | None = None
     engine_version: str | None = None
     machine: str | None = None
+    source: str | None = None
+    """Where its rows are from, as SweepPoint.source; a predicted run was never measured."""
     cells_done: int = 0
     cells_planned: int | None = None
     """None: not known, or a search (`--until`), which plans as it goes."""
@@ -94,6 +96,7 @@ def read_run(path: Path) -> PastRun:
         precisions=_precisions(run),
         engine=_text(run.common("engine") or environment.get("engine")),
         engine_version=_text(run.common("engine_version") or environment.get("engine_version")),
+        source=points[0].source if points else None,
         machine=run.machine if points else _text(environment.get("gpu") or environment.get("cpu")),
         cells_done=len(rows),
         cells_planned=_planned(settings),
@@ -117,6 +120,9 @@ def _points(path: Path, faults: list[str]) -> list[SweepPoint]:
         return []
     if not points:
         faults.append("no cell finished")
+    if fault := prediction_fault(points):
+        faults.append(f"points.csv {fault}")
+        return []
     return points
 
 

@@ -40,8 +40,11 @@ Verdict = Literal["valid", "suspect", "invalid"]
 Arrivals = Literal["closed", "constant", "poisson", "gamma", "trace"]
 """closed: users who ask again once answered. The others are open loops: requests come, answered or not."""
 
-Source = Literal["engine", "dummy-weights", "endpoint"]
-"""Where a row comes from: an engine that we started, the same with random weights (`--model shape:...`), a URL."""
+Source = Literal["engine", "dummy-weights", "endpoint", "predicted"]
+"""Where a row comes from: an engine that we started, the same with random weights (`--model shape:...`), a URL.
+predicted: by harness/predict, from a card's data sheet; its _lo _hi are the error band of validation, not the noise of
+a run.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,9 +295,10 @@ class Ratio:
     ratio_lo: float | None = None
     ratio_hi: float | None = None
     pairs: int = 0
-    """Server sessions paired, or requests paired when there is one session of each."""
-    basis: Literal["sessions", "requests"] = "sessions"
-    """requests: an interval from within one session of each, which knows nothing of run-to-run spread."""
+    """Server sessions paired, or requests paired when there is one session of each; predicted rows: 1."""
+    basis: Literal["sessions", "requests", "bands"] = "sessions"
+    """requests: an interval from within one session of each, which knows nothing of run-to-run spread. bands: of
+    predicted rows, from their two error bands as if these were independent."""
     rate_rps: float | None = None
 
 

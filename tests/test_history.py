@@ -66,6 +66,7 @@ def test_a_whole_run_is_told_as_its_files_have_it(tmp_path: Path) -> None:
         engine="vllm",
         engine_version="0.33.0",
         machine="Some RTX",
+        source="engine",
         cells_done=6,
         cells_planned=6,
         valid=4,

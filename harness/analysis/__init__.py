@@ -11,7 +11,7 @@
     knee.py         where the service level is left, with an interval and a cause
     usl.py          where throughput stops growing: Universal Scalability Law, Kneedle, asymptotic bound
     crossover.py    up to which load one precision is ahead of the other
-    headline.py     the one sentence that people came for
+    headline.py     the one sentence that people came for; words.py: how a predicted run is spoken of
 
     capacity.py     what a card carries, and how many cards that makes
     cost.py         $/1M tokens at an operating point

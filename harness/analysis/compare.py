@@ -18,6 +18,9 @@ baseline's requests began, and i* a resample of i in moving blocks of about n^(1
 
 The two windows have no common time, so their tokens per second are no pair: each row's own interval, from the slices
 of its window, goes into `throughput_ratio`. Such intervals know nothing of run-to-run spread: basis = "requests".
+
+Of predicted rows nothing is paired: the noise of a simulation is not what a prediction is wrong by. Their ratio has the
+interval of the two rows' error bands (`rows_ratio`), which is too wide as far as both are wrong alike: basis = "bands".
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +56,8 @@ LATENCIES: dict[str, tuple[float, Callable[[RequestRecord], float | None]]] = {
 }
 """Column -> the percentile that it is, and of what."""
 METRICS = ("tok_s", *LATENCIES)
+BAND_OF = {"ttft_p50_ms": "ttft_p95_ms", "tpot_p50_ms": "tpot_p95_ms"}
+"""Whose error band a predicted median has, as a share: validation is of a metric, not of a percentile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +120,7 @@ def rows_ratio(metric: str, pairs: Sequence[Pair]) -> Estimate:
     pairs = _having(metric, pairs)
     if len(pairs) != 1:
         return _over_sessions(metric, pairs)
-    base, other = ([getattr(row, f"{metric}{end}") for end in ("", "_lo", "_hi")] for row in pairs[0])
+    base, other = (_with_ends(metric, row) for row in pairs[0])
     value = float(other[0] / base[0])
     if not all((*base, *other)):
         return Estimate(value)
@@ -122,6 +128,18 @@ def rows_ratio(metric: str, pairs: Sequence[Pair]) -> Estimate:
     return Estimate(
         value, value * math.exp(-math.hypot(x - x_lo, b_hi - b)), value * math.exp(math.hypot(x_hi - x, b - b_lo))
     )
+
+
+def _with_ends(metric: str, row: SweepPoint) -> list[float]:
+    """A figure and the ends of its interval, 0 for what is missing; that of a median is its 95th percentile's, scaled.
+
+    Only predicted rows have one for their medians.
+    """
+    value = getattr(row, metric)
+    column = BAND_OF.get(metric, metric)
+    middle, *ends = (getattr(row, f"{column}{end}") for end in ("", "_lo", "_hi"))
+    scale = value / middle if middle else 0.0
+    return [value, *((end or 0.0) * scale for end in ends)]
 
 
 def paired_percentile_ratio(base_ms: Floats, other_ms: Floats, q: float) -> Estimate:
@@ -144,8 +162,11 @@ def _line(metric: str, pairs: Sequence[Pair], answered: Answered) -> Ratio | Non
     pairs = _having(metric, pairs)
     if not pairs:
         return None
+    basis: Literal["sessions", "requests", "bands"] = "sessions" if len(pairs) > 1 else "requests"
     if len(pairs) > 1:
         found, count = _over_sessions(metric, pairs), len(pairs)
+    elif all(row.source == "predicted" for row in pairs[0]):
+        found, count, basis = rows_ratio(metric, pairs), 1, "bands"
     else:
         found, count = over_requests(metric, pairs[0], answered, answered)
     if not count:
@@ -160,7 +181,7 @@ def _line(metric: str, pairs: Sequence[Pair], answered: Answered) -> Ratio | Non
         ratio_lo=found.lo,
         ratio_hi=found.hi,
         pairs=count,
-        basis="sessions" if len(pairs) > 1 else "requests",
+        basis=basis,
         rate_rps=other.rate_rps,
     )
 

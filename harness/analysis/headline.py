@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from harness.analysis.compare import Estimate, session_pairs, throughput_ratio
 from harness.analysis.knee import placed, safe_load
 from harness.analysis.levels import RATE, USERS, Axis, axis, latest, levels, load, precision_order, shown
+from harness.analysis.words import words_of
 from harness.records import Knee, SweepPoint
 from harness.slo import Slo
 
@@ -43,7 +44,7 @@ def headlines(points: Sequence[SweepPoint], knees: Sequence[Knee], machine: str)
         return []
     base = by_precision[order[0]]
     if len(order) == 1:
-        sentences = [f"On {machine}, {label(base.precision)} {alone(base, points)}."]
+        sentences = [f"{words_of(points).on(machine)} {label(base.precision)} {alone(base, points)}."]
     else:
         sentences = [_compare(points, base, by_precision[other], machine) for other in order[1:]]
     care = _cautions(points)
@@ -77,16 +78,16 @@ def alone(knee: Knee, points: Sequence[SweepPoint]) -> str:
 def at_one_load(points: Sequence[SweepPoint], slo: Slo, machine: str) -> list[str]:
     """What each precision made of one trace, against the service level; for runs that have no knees."""
     rows = {level.precision: level for level in levels(points)}
-    sentences = []
+    sentences, start = [], words_of(points).on(machine)
     for precision in precision_order(points):
         row = rows.get(precision)
         place = placed(row, slo) if row else None
         if row is None or place is None:
-            sentences.append(f"On {machine}, {label(precision)} has no usable p95 for this trace.")
+            sentences.append(f"{start} {label(precision)} has no usable p95 for this trace.")
             continue
         verdict = "keeps" if place.surely_inside else "misses" if place.surely_outside else "may keep or miss"
         at = f", {RATE.amount(load(row))}" if load(row) else ""
-        sentence = f"On {machine}, {label(precision)} {verdict} {slo.words} on this trace{at}"
+        sentence = f"{start} {label(precision)} {verdict} {slo.words} on this trace{at}"
         if row.p95_ms is not None:
             low, high = row.p95_ms_lo or row.p95_ms, row.p95_ms_hi or row.p95_ms
             span = f" ({low / 1e3:.3g}–{high / 1e3:.3g} s)" if low < high else ""
@@ -99,7 +100,7 @@ def at_one_load(points: Sequence[SweepPoint], slo: Slo, machine: str) -> list[st
 def _compare(points: Sequence[SweepPoint], base: Knee, other: Knee, machine: str) -> str:
     slo, unit = base.slo, axis(points)
     one, two = label(base.precision), label(other.precision)
-    start = f"On {machine},"
+    start = words_of(points).on(machine)
     unusable = [label(knee.precision) for knee in (base, other) if knee.tested_lo is None]
     if unusable:
         return f"{start} {two} against {one} is not decided: no usable p95 for {' and '.join(unusable)}."
@@ -148,10 +149,10 @@ def _undecided(points: Sequence[SweepPoint], base: Knee, other: Knee, slo: str) 
             f"tested range (up to {reach}), so the ratio lies beyond it."
         )
     further = "higher" if base.cross_hi is None or other.cross_hi is None else "finer"
+    remedy = "a measurement" if words_of(points).predicted else f"{further} {unit.nouns} or more requests"
     return (
         f"no gain in {unit.what} of {two} over {one} at {slo} is shown: their knees are not told apart "
-        f"({one} {_span(base, unit)}, {two} {_span(other, unit)}); {further} {unit.nouns} or more requests would "
-        "decide."
+        f"({one} {_span(base, unit)}, {two} {_span(other, unit)}); {remedy} would decide."
     )
 
 

@@ -33,6 +33,10 @@ and for those that rise and fall together, as figures of one run do (Benjamini &
 is one tail of the interval: what is called has its interval beyond the tolerance, and a single comparison is judged by
 its interval alone. `improved` is chosen likewise, on its own; `unchanged` needs no such care, for no alarm hangs on it.
 
+Predicted rows (harness/predict) have error bands and no noise: their ratio is `rows_ratio`, basis "bands", from both
+intervals. A prediction beside a measurement is a check of the prediction (`Change.check`): nothing can have regressed,
+and the question is whether the two agree, that is whether the interval of their ratio holds 1.
+
 How often it is right, of made runs with 32 figures whose sessions differ by 2.4 %, at a tolerance of 5 %:
 
     sessions each                               2      3      4      5
@@ -52,8 +56,8 @@ import numpy as np
 from scipy.stats import false_discovery_control
 from scipy.stats import t as student_t
 
-from harness.analysis.compare import METRICS, Answered, Estimate, answered_in, over_requests
-from harness.analysis.levels import latest, precision_order
+from harness.analysis.compare import METRICS, Answered, Estimate, answered_in, over_requests, rows_ratio
+from harness.analysis.levels import latest, levels, precision_order
 from harness.records import RequestRecord, SweepPoint
 
 TOLERANCE = 0.05
@@ -86,8 +90,8 @@ class Change:
     """The figure, in the unit of its column; of several sessions their geometric mean."""
     after: float
     ratio: Estimate
-    basis: Literal["sessions", "requests"]
-    """requests: from within one session of each, which knows nothing of run-to-run spread."""
+    basis: Literal["sessions", "requests", "bands"]
+    """requests: from within one session of each, which knows nothing of run-to-run spread; bands: one is predicted."""
     sessions: tuple[int, int]
     """How many, before and after."""
     pairs: int = 0
@@ -97,11 +101,20 @@ class Change:
     alone: Outcome = "undecided"
     """The verdict if this were the only comparison."""
     outcome: Outcome = "undecided"
+    check: bool = False
+    """One of the two figures is predicted and the other measured: they have no verdict but `agrees`."""
 
     @property
     def load(self) -> float:
         """Users, or requests a second."""
         return self.conc if self.rate_rps is None else self.rate_rps
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether the ratio may be 1; None: it has no interval."""
+        if self.ratio.lo is None or self.ratio.hi is None:
+            return None
+        return self.ratio.lo <= 1 <= self.ratio.hi
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +217,11 @@ def _change(
         return None
     figures = [[float(getattr(point, metric)) for point in side] for side in rows]
     first, freedom, pairs = rows[0][0], math.inf, 0
+    predicted = [side[0].source == "predicted" for side in rows]
     alone = len(rows[0]) == len(rows[1]) == 1
-    if not alone:
+    if any(predicted):
+        ratio = rows_ratio(metric, [(levels(rows[0])[0], levels(rows[1])[0])])
+    elif not alone:
         ratio, freedom = over_sessions(*figures)
     elif first.repeat == rows[1][0].repeat:
         ratio, pairs = over_requests(metric, (first, rows[1][0]), *answered)
@@ -220,16 +236,17 @@ def _change(
         before=means[0],
         after=means[1],
         ratio=ratio,
-        basis="requests" if alone else "sessions",
+        basis="bands" if any(predicted) else "requests" if alone else "sessions",
         sessions=(len(rows[0]), len(rows[1])),
         pairs=pairs,
         freedom=freedom,
+        check=predicted[0] != predicted[1],
     )
 
 
 def _judged(found: Sequence[Change], tolerance: float) -> list[Change]:
     """The verdicts; all comparisons that have an interval count as one family."""
-    known = [change for change in found if change.ratio.lo is not None]
+    known = [change for change in found if change.ratio.lo is not None and not change.check]
     if not known:
         return list(found)
     alone = [[_p_value(change, tolerance, sign) for change in known] for sign in (WORSE, BETTER)]
@@ -238,7 +255,7 @@ def _judged(found: Sequence[Change], tolerance: float) -> list[Change]:
         replace(change, alone=_outcome(change, tolerance, *own), outcome=_outcome(change, tolerance, *adjusted))
         for change, own, adjusted in zip(known, zip(*alone, strict=True), zip(*together, strict=True), strict=True)
     )
-    return [change if change.ratio.lo is None else next(judged) for change in found]
+    return [change if change.ratio.lo is None or change.check else next(judged) for change in found]
 
 
 def _outcome(change: Change, tolerance: float, worse: float, better: float) -> Outcome:

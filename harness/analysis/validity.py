@@ -15,6 +15,7 @@
     throttled         the card was slowed down by heat or by its power supply
     engine_restarted  the engine died in this cell, was started again, and this is the second attempt
     engine_died, gave_up, no_window
+    unvalidated       predicted (harness/predict), for a card with fewer than three published points
 
 Host CPU load is no reason: with a CPU engine, client and engine share the cores, and that is the machine measured.
 What counts is what our own process did to the figures, and that is computed: each request carries when it was meant to

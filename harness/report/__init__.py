@@ -17,6 +17,7 @@
     knees.py        knees, their three views and crossovers in words
     planning.py     cards, money and memory in words
     setup.py        with what a run was measured, in words
+    predicted.py    what the papers of a predicted run say more, and how each block of them owns up
     plots.py        figures of a sweep, quality_plots.py those of quality; they alone import matplotlib
     placing.py      where their labels and ticks go
 

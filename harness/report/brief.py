@@ -6,7 +6,7 @@ and money from planning.py, those about knees from knees.py. Text from outside g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from harness.analysis.evidence import Evidence
 from harness.analysis.levels import Axis, axis, precision_order
 from harness.analysis.saving import Saving
 from harness.analysis.sides import percent, times
+from harness.analysis.trials import Outcome
 from harness.assumptions import Assumptions
 from harness.records import Knee, Ratio
 from harness.report.guidance import beyond, cite, guidance_table, risks_table
@@ -33,6 +34,7 @@ from harness.report.planning import (
     hour_sentences,
     savings_sentences,
 )
+from harness.report.predicted import box
 from harness.report.run import Run
 from harness.report.setup import cautions
 from harness.report.tables import escape, named, table
@@ -54,12 +56,15 @@ def write_brief(
     told = run.settings.get("checkpoint_bytes")
     groups = judge(run.points, run.requests, knees, ratios, told if isinstance(told, dict) else None, evidence)
     decision = decide(case) if case else decide_alone(next(iter(knees), None), run.points, run.slo)
+    decision += " Measure it before anybody signs." if run.predicted else ""
     return write_page(
         "risk_brief.md.j2",
         path,
+        run.words,
+        box=box(run),
         title=escape(f"{run.model}, {run.scenario_name} scenario"),
-        decision=escape(f"On {run.machine}: {decision}"),
-        validity=escape(validity(operating_levels(run.points, knees), run.points)),
+        decision=escape(f"{run.words.on(run.machine, ':')} {decision}"),
+        validity=_validity(run, knees),
         cautions=cautions(run),
         thumb=rule_of_thumb(run.points, knees, run.machine),
         causes=[f"**{named(knee.precision)}**. {words}" for knee in knees if (words := cause_words(knee))],
@@ -73,7 +78,7 @@ def write_brief(
         if any(r.basis == "requests" for r in ratios)
         else "",
         claims=[
-            _claims(title, judged, axis(run.points))
+            _claims(title, judged, axis(run.points), EXPECTED if run.predicted else {})
             for title, judged in zip(("INT4 against BF16", "AWQ against GPTQ"), groups, strict=True)
         ],
         run=run.name,
@@ -96,20 +101,33 @@ def write_case(
     return write_page(
         "business_case.md.j2",
         path,
+        run.words,
+        box=box(run),
         title=escape(f"{run.model}, {run.scenario_name} scenario"),
         about=_about(run, case),
-        validity=escape(f"On {run.machine}: {validity(operating_levels(run.points, knees), run.points)}"),
+        validity=_validity(run, knees, f"On {run.machine}: "),
         cautions=cautions(run),
         pair=case is not None,
         judged=case is not None and case.answers is not None,
         one=named(case.sides.one) if case else "",
-        summary=_summary(gains),
+        summary=_summary(gains, run.predicted),
         gains=[_bullet(found, unit) for found in gains if isinstance(found, Bullet)],
         losses=[_bullet(found, unit) for found in losses if isinstance(found, Bullet)],
-        absent=[f"{found.title}: {escape(found.why)}." for found in [*gains, *losses] if isinstance(found, Absent)],
-        assumed=[escape(line) for line in _assumed(run, knees, assumptions)],
+        absent=[
+            run.words.said(f"{found.title}: {escape(found.why)}.", "Not predicted:")
+            for found in [*gains, *losses]
+            if isinstance(found, Absent)
+        ],
+        assumed=[escape(run.words.assumed(line)) for line in _assumed(run, knees, assumptions)],
         run=run.name,
     )
+
+
+def _validity(run: Run, knees: Sequence[Knee], start: str = "") -> str:
+    """What stands behind the operating points; behind those of a prediction, its box says."""
+    if run.predicted:
+        return ""
+    return escape(f"{start}{validity(operating_levels(run.points, knees), run.points)}")
 
 
 def _case(
@@ -122,17 +140,22 @@ def _case(
 # --- the claims -------------------------------------------------------------------------------------------------------
 
 
-def _claims(title: str, judged: Sequence[Judged], unit: Axis) -> dict[str, Any]:
+EXPECTED = {"supported": "expected", "refuted": "not expected", "not measured": "not predicted"}
+"""What a prediction says in the place of an outcome: it supports nothing."""
+
+
+def _claims(title: str, judged: Sequence[Judged], unit: Axis, called: Mapping[str, str]) -> dict[str, Any]:
     """A table of the claims that the run speaks of, and the others by the reason why it does not.
 
-    A line for each claim; where there are several precisions, each has its part of it.
+    A line for each claim; where there are several precisions, each has its part of it. `called`: outcomes that have
+    another name in this run.
     """
     claims: dict[Claim, list[Judged]] = {}
     for one in judged:
         claims.setdefault(one.claim, []).append(one)
     several = len({one.one for one in judged}) > 1
     spoken = {claim: [one for one in all_ if one.finding.outcome != "not measured"] for claim, all_ in claims.items()}
-    rows = [_claim(claim, found, several, unit) for claim, found in spoken.items() if found]
+    rows = [_claim(claim, found, several, unit, called) for claim, found in spoken.items() if found]
     lacking: dict[str, list[str]] = {}
     for claim, all_ in claims.items():
         for why in dict.fromkeys(one.finding.why for one in all_ if one.finding.outcome == "not measured"):
@@ -141,21 +164,27 @@ def _claims(title: str, judged: Sequence[Judged], unit: Axis) -> dict[str, Any]:
             lacking.setdefault(why, []).append(_linked(claim) + whose)
     header = ("Claim", "", "Figure [95 %]", "Row")
     outcomes = [one.finding.outcome for one in judged]
-    counts = [f"{outcomes.count(o)} {o}" for o in ("supported", "refuted", "undecided", "not measured")]
+    kinds: tuple[Outcome, ...] = ("supported", "refuted", "undecided", "not measured")
+    counts = [f"{outcomes.count(kind)} {called.get(kind, kind)}" for kind in kinds]
     precisions = len(judged) // len(claims)
     return {
         "title": title,
         "summary": f"{len(claims)} claims{f', {precisions} precisions' if several else ''}: {', '.join(counts)}.",
         "table": table(header, rows, words=header) if rows else "",
-        "unmeasured": [f"*{escape(why)}*: {'; '.join(found)}" for why, found in lacking.items()],
+        "unmeasured": [
+            f"{'Not predicted, ' if called else ''}*{escape(why)}*: {'; '.join(found)}"
+            for why, found in lacking.items()
+        ],
     }
 
 
-def _claim(claim: Claim, found: Sequence[Judged], several: bool, unit: Axis) -> tuple[str, ...]:
+def _claim(
+    claim: Claim, found: Sequence[Judged], several: bool, unit: Axis, called: Mapping[str, str]
+) -> tuple[str, ...]:
     outcomes, figures, rows = [], [], []
     for one in found:
         name = f"{named(one.one)} " if several else ""
-        outcomes.append(f"{name}**{one.finding.outcome}**")
+        outcomes.append(f"{name}**{called.get(one.finding.outcome, one.finding.outcome)}**")
         words = "; ".join(part for part in (times(one.finding.ratio), escape(one.finding.why)) if part)
         figures.append(f"{name}{words}")
         rows += [cite(one.finding.row, unit)] if one.finding.row else []
@@ -192,14 +221,17 @@ def _about(run: Run, case: Case | None) -> str:
     most = "it delivers most inside the service level"
     most += ", among those whose answers did not fail the gate" if sieved else ""
     chosen = f" (of it and {', '.join(others)} {most})" if others else ""
-    return (
-        f"{one} against {base}{chosen}, at {run.slo.words}: what this run's own numbers support, and what they do not."
-    )
+    said = "what this run's own numbers support, and what they do not"
+    if run.predicted:
+        said = "what is predicted to speak for it, and what is not"
+    return f"{one} against {base}{chosen}, at {run.slo.words}: {said}."
 
 
-def _summary(found: Sequence[Bullet | Absent]) -> str:
+def _summary(found: Sequence[Bullet | Absent], predicted: bool) -> str:
     held = sum(isinstance(one, Bullet) for one in found)
     words = f"{held} of the {len(found)} bullets that were tested are supported."
+    if predicted:
+        words = f"{held} of {len(found)} bullets are predicted to hold; no measurement supports any of them."
     return words if held >= ENOUGH else f"{words} Fewer than five are no case: what the others lack stands below."
 
 

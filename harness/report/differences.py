@@ -46,9 +46,10 @@ def facts(before: Run, after: Run) -> dict[str, tuple[str, str]]:
 def differences(before: Run, after: Run) -> list[str]:
     """What differs that need not: "Machine: one → another (...)". Name, date and engine are meant to."""
     found = []
+    guessed = before.predicted or after.predicted  # no upgrade is looked at
     for name, (was, now) in facts(before, after).items():
         if name not in _MEANT and was != now:
-            remark = f" ({_REMARKS[name]})" if name in _REMARKS else ""
+            remark = f" ({_REMARKS[name]})" if name in _REMARKS and not guessed else ""
             found.append(f"{told(name, was, now)}{remark}.")
     return found
 
@@ -77,7 +78,9 @@ def _facts_of(run: Run, precisions: Sequence[str]) -> dict[str, str]:
         "Started": environment.get("started_at"),
         "Model": run.model,
         "Engine": _joined(run.common("engine") or environment.get("engine"), version, between=" "),
-        "Machine": _joined(
+        "Machine": run.machine
+        if run.predicted
+        else _joined(
             environment.get("gpu"), environment.get("cpu"), f"{environment.get('cpu_cores', 'unknown')} cores"
         ),
         "Driver": environment.get("driver"),

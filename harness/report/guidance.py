@@ -5,6 +5,7 @@ Every figure is one of the run's own rows; what a verdict's reason means and wha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from harness.analysis.bullets import Bullet, slower
@@ -15,6 +16,7 @@ from harness.analysis.levels import USERS, Axis, axis, latest, levels, load, pre
 from harness.analysis.sides import Row, percent
 from harness.assumptions import Assumptions
 from harness.records import Knee, SweepPoint
+from harness.report.predicted import measure_command
 from harness.report.run import Run
 from harness.report.tables import escape, interval, named, number, reasons, table
 
@@ -40,6 +42,10 @@ MEANINGS = {
     "engine_died": ("the engine died", "read its log before it serves anybody"),
     "gave_up": ("the cell did not come to its end", "read the engine's log"),
     "no_window": ("no steady load was reached", "measure longer"),
+    "unvalidated": (
+        "the card has fewer than three published points: the error band is that of other architectures",
+        "measure three points on the card, and let `bench calibrate` fit them",
+    ),
 }
 """Reason of a verdict -> (what it means, what to do)."""
 
@@ -171,6 +177,19 @@ def risks_table(run: Run, knees: Sequence[Knee], case: Case | None) -> str:
     return table(header, found, words=header)
 
 
+def _prediction(run: Run, knees: Sequence[Knee], case: Case | None) -> list[Risk]:
+    if not run.predicted:
+        return []
+    return [("**These are predictions.** Nothing ran on this card: a model made the figures, and other people's "
+             "published points their error bands", "`points.csv`: `source` is predicted",
+             f"measure before buying: `{_in_cell(run)}`")]  # fmt: skip
+
+
+def _in_cell(run: Run) -> str:
+    """The command as code in a table's cell, which a bar or a backtick would end."""
+    return re.sub(r"[|`]", "?", measure_command(run))
+
+
 def _quality(run: Run, knees: Sequence[Knee], case: Case | None) -> list[Risk]:
     evidence = case.evidence if case else None
     compared = [name for name in precision_order(run.points) if evidence and name in evidence.precisions]
@@ -227,7 +246,7 @@ def _machine(run: Run, knees: Sequence[Knee], case: Case | None) -> list[Risk]:
 
 
 def _spread(run: Run, knees: Sequence[Knee], case: Case | None) -> list[Risk]:
-    if max(point.repeat for point in run.points) > 1:
+    if run.predicted or max(point.repeat for point in run.points) > 1:
         return []
     return [("Another start of the server may give other figures: the intervals know nothing of it",
              "`points.csv`: `repeat` is 1 throughout", "measure with `--repeats 3` or more")]  # fmt: skip
@@ -239,7 +258,8 @@ def _missing(run: Run, knees: Sequence[Knee], case: Case | None) -> list[Risk]:
     lacking = [named(str(name)) for name in planned if name not in have] if isinstance(planned, list) else []
     if not lacking:
         return []
-    return [(f"{' and '.join(lacking)} may not run at all", "`points.csv`: no row of it", "read the engine's log")]
+    log = "see what `bench predict` said of it" if run.predicted else "read the engine's log"
+    return [(f"{' and '.join(lacking)} may not run at all", "`points.csv`: no row of it", log)]
 
 
 def _unknown_limit(run: Run, knees: Sequence[Knee], case: Case | None) -> list[Risk]:
@@ -280,11 +300,11 @@ def _judged(run: Run, knees: Sequence[Knee], case: Case | None) -> list[Risk]:
 
 
 def _unpaired(run: Run, knees: Sequence[Knee], case: Case | None) -> list[Risk]:
-    if not run.requests_fault or case is None:
+    if not run.requests_fault or case is None or run.predicted:
         return []
     return [("Nothing is paired by request", escape(run.requests_fault), "restore requests.csv")]
 
 
 _FINDERS: tuple[Callable[[Run, Sequence[Knee], Case | None], list[Risk]], ...] = (
-    _quality, _machine, _missing, _judged, _slower, _unknown_limit, _spread, _unpaired,
+    _prediction, _quality, _machine, _missing, _judged, _slower, _unknown_limit, _spread, _unpaired,
 )  # fmt: skip

@@ -25,7 +25,8 @@ def rows(runs: Sequence[PastRun]) -> list[tuple[str, ...]]:
         started = (run.started_at or "")[:16].replace("T", " ")
         engine = " ".join(part for part in (run.engine, run.engine_version) if part)
         verdicts = f"{run.valid} / {run.suspect} / {run.invalid}" if run.cells_done else ""
-        note = "; ".join(part for part in ("unfinished" if run.unfinished else "", run.fault or "") if part)
+        what = "predicted, not measured" if run.source == "predicted" else ""
+        note = "; ".join(part for part in (what, "unfinished" if run.unfinished else "", run.fault or "") if part)
         cells = (run.run, started, run.model, run.scenario, engine, run.machine, _cells(run), verdicts, _safe(run))
         found.append((*(plain(cell or "") for cell in cells), number(run.tok_s), plain(note)))
     return found

@@ -71,8 +71,11 @@ def write_html(run: Run, assumptions: Assumptions, page: str, figures: Sequence[
     asked = panel(run, assumptions)
     style = _source("capacity.css")
     scripts = [_source(name) for name in ("capacity.js", *(["whatif.js"] if asked else []))]
+    if run.predicted:
+        scripts = [script.replace("`Tested ${", "`Simulated ${") for script in scripts]
     text = templates.get_template("capacity.html.j2").render(
-        title=f"Capacity: {run.model}, {run.scenario_name} scenario",
+        title=f"Capacity{run.words.also}: {run.model}, {run.scenario_name} scenario",
+        words=run.words,
         policy=f"default-src 'none'; style-src {_hash(style)}; script-src {' '.join(map(_hash, scripts))}; "
         "img-src data:; base-uri 'none'; form-action 'none'",
         style=style,
@@ -155,7 +158,7 @@ def _cell(cell: SyntaxTreeNode, scope: str, mark: str = "") -> Markup:
 def _mark(column: str, cell: SyntaxTreeNode, marks: Mapping[str, str]) -> str:
     """The class of a cell that says which precision it is, or how far it can be trusted."""
     words = _words(cell)
-    if column == "Precision":
+    if column.partition(",")[0] == "Precision":
         return marks.get(words, "")
     verdict = words.partition(":")[0]
     return verdict if column == "Verdict" and verdict in ("valid", "suspect", "invalid") else ""

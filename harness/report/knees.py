@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from harness.analysis.knee import safe_load
 from harness.analysis.levels import USERS, Axis, axis, shown
 from harness.analysis.usl import LEAST_LEVELS, MISFIT
+from harness.analysis.words import words_of
 from harness.records import Agreement, Crossover, Knee, Saturation, SweepPoint, Traffic
 from harness.report.tables import escape, named, number, table
 
@@ -58,7 +59,7 @@ def rule_of_thumb(points: Sequence[SweepPoint], knees: Sequence[Knee], machine: 
         verb = "" if said else f"keeps {escape(knee.slo)} "
         parts.append(f"{named(knee.precision)} {verb}{_up_to(knee, unit, said)}")
         said = True
-    return f"On {escape(machine)}, {'; '.join(parts)}." if parts else ""
+    return f"{words_of(points).on(escape(machine))} {'; '.join(parts)}." if parts else ""
 
 
 def cause_words(knee: Knee) -> str:
@@ -78,6 +79,8 @@ def views_table(points: Sequence[SweepPoint], knees: Sequence[Knee], saturations
         "SLO crossing": [_crossing(knee, unit) for knee in knees],
         "by noise alone": [_ends(knee.boot_lo, knee.boot_hi, unit) if knee.cross else "" for knee in knees],
     }
+    if words_of(points).predicted:  # what moves one load of a prediction moves all of them
+        del columns["by noise alone"]
     if unit is USERS:
         own = [by_precision.get(knee.precision, Saturation(knee.precision)) for knee in knees]
         columns |= {

@@ -20,6 +20,7 @@ from harness.analysis.headline import alone, at_one_load, headlines
 from harness.analysis.levels import RATE, USERS, axis, latest, load, precision_order, shown
 from harness.analysis.spend import spends
 from harness.analysis.usl import find_saturations
+from harness.analysis.words import Words
 from harness.assumptions import Assumptions
 from harness.records import Knee, Ratio, SweepPoint
 from harness.report.answers import quality_notes, quality_table
@@ -28,6 +29,7 @@ from harness.report.logs import logs_words
 from harness.report.page import write_page
 from harness.report.planning import has_demand, plan_table, planning_sentences, spend_table, stated_table
 from harness.report.plots import write_figures
+from harness.report.predicted import box
 from harness.report.run import Run
 from harness.report.setup import cautions, per_hour, setup_table, utilisation
 from harness.report.tables import (
@@ -54,7 +56,7 @@ def write_capacity(
     """Write capacity.md and figures/ into `out_dir`; returns what was written, the page first."""
     costs = cost_lines(run.points, knees, assumptions)
     correct = correct_lines(run.points, knees, evidence.outcomes, evidence.baseline, assumptions) if evidence else []
-    card_gib = run.environment.get("gpu_memory_gib") if run.device == "gpu" else None
+    card_gib = run.environment.get("gpu_memory_gib") if run.device == "gpu" and not run.predicted else None
     figures = write_figures(
         run.points, knees, costs, out_dir / "figures", slo=run.slo, card_gib=card_gib, assumptions=assumptions
     )
@@ -64,6 +66,8 @@ def write_capacity(
     page = write_page(
         "capacity.md.j2",
         out_dir / "capacity.md",
+        run.words,
+        box=box(run),
         title=escape(f"{run.model}, {run.scenario_name} scenario"),
         headlines=[escape(sentence) for sentence in said],
         cautions=cautions(run),
@@ -84,7 +88,7 @@ def write_capacity(
         missing=", ".join(_missing_cells(run)),
         interval_note=_interval_note(run.points),
         memory_title=memory_titles.get(run.device or "", "Memory"),
-        memory=_memory_words(memory_split(run.points)),
+        memory=_memory_words(memory_split(run.points), run.words),
         cost=cost_table(run.points, costs, correct),
         quality=quality_table(evidence, correct, precision_order(run.points)) if evidence else "",
         quality_notes=quality_notes(evidence, correct) if evidence else [],
@@ -122,7 +126,8 @@ def _crossovers(run: Run, ratios: Sequence[Ratio], beside: Sequence[Run]) -> lis
 def _comparison_title(ratios: Sequence[Ratio]) -> str:
     """AWQ against BF16, paired."""
     others = " and ".join(dict.fromkeys(named(ratio.precision) for ratio in ratios))
-    return f"{others} against {named(ratios[0].baseline)}, paired" if ratios else ""
+    paired = "" if any(ratio.basis == "bands" for ratio in ratios) else ", paired"
+    return f"{others} against {named(ratios[0].baseline)}{paired}" if ratios else ""
 
 
 def _comparison_notes(run: Run, ratios: Sequence[Ratio]) -> list[str]:
@@ -146,7 +151,12 @@ def _comparison_notes(run: Run, ratios: Sequence[Ratio]) -> list[str]:
             "windows as they are); the intervals come from within the sessions and know nothing of run-to-run spread. "
             f"Below {MIN_PAIRS} pairs it is the ratio of the two rows, without an interval."
         )
-    if run.requests_fault and len({point.precision for point in run.points}) > 1:
+    if "bands" in bases:
+        notes.append(
+            "Predicted rows are not paired: a ratio's band is that of both rows, as if their errors were independent, "
+            "so rather too wide for one card. A median has the band of its 95th percentile."
+        )
+    if run.requests_fault and "bands" not in bases and len({point.precision for point in run.points}) > 1:
         notes.append(f"Nothing is paired by request: {escape(run.requests_fault)}.")
     return notes
 
@@ -168,7 +178,7 @@ def _interval_note(points: Sequence[SweepPoint]) -> str:
     return "They come from one server session each and know nothing of the spread between sessions."
 
 
-def _memory_words(lines: Sequence[MemoryLine]) -> list[str]:
+def _memory_words(lines: Sequence[MemoryLine], spoken: Words) -> list[str]:
     known = [line for line in lines if line.total_gib]
     if not known:
         return ["The engine gave no memory figures."]
@@ -188,7 +198,7 @@ def _memory_words(lines: Sequence[MemoryLine]) -> list[str]:
         if base.kv_cache_tokens and line.kv_cache_tokens:
             sentence += f"; its KV cache holds {line.kv_cache_tokens / base.kv_cache_tokens:.2f}× the tokens"
         words.append(sentence + ".")
-    words.append("Other: activations, graphs and the runtime.")
+    words.append(f"Other{spoken.also}: activations, graphs and the runtime.")
     totals = [line.total_gib for line in known]
     if known[0].kind == "gpu" and len(known) > 1 and max(totals) < 1.1 * min(totals):
         words.append("The totals are nearly equal because the engine fills what the weights leave with KV cache.")
@@ -223,7 +233,7 @@ def _price_note(run: Run, knees: Sequence[Knee], assumptions: Assumptions) -> st
 def _alt(run: Run) -> dict[str, str]:
     """What each figure shows, for whoever cannot see it."""
     names = " and ".join(named(precision) for precision in precision_order(run.points))
-    tail = f"{names}, {escape(run.model)}"
+    tail = f"{names}, {escape(run.model)}{run.words.also}"
     over = "concurrent users" if axis(run.points) is USERS else "requests sent per second"
     return {
         "latency": f"p95 latency in seconds against {over}, with the SLO line and the knees: {tail}",

@@ -13,6 +13,7 @@ from harness.analysis.cost import hour_usd
 from harness.analysis.headline import label
 from harness.analysis.saving import Saving, savings
 from harness.analysis.spend import BreakEven, Spend, spends
+from harness.analysis.words import words_of
 from harness.assumptions import Assumptions
 from harness.records import CostLine, Knee, SweepPoint
 from harness.report.tables import interval, named, number, table
@@ -20,14 +21,14 @@ from harness.report.tables import interval, named, number, table
 
 def planning_sentences(points: Sequence[SweepPoint], knees: Sequence[Knee], assumptions: Assumptions) -> list[str]:
     """Everything there is to say of a run's cards and costs, in the order in which people ask."""
-    plans = plan_cards(points, knees, assumptions)
+    plans, words = plan_cards(points, knees, assumptions), words_of(points)
     return [
-        *([demand_sentence(assumptions)] if has_demand(assumptions) else []),
-        *plan_sentences(plans, assumptions),
-        *freed_sentences(freed_memory(points, assumptions.context_tokens)),
-        *savings_sentences(savings(points, knees, assumptions)),
-        *hour_sentences(points, knees, assumptions),
-        *spend_sentences(spends(points, knees, assumptions), assumptions),
+        *([words.assumed(demand_sentence(assumptions))] if has_demand(assumptions) else []),
+        *map(words.said, plan_sentences(plans, assumptions)),
+        *map(words.said, freed_sentences(freed_memory(points, assumptions.context_tokens))),
+        *map(words.said, savings_sentences(savings(points, knees, assumptions))),
+        *map(words.assumed, hour_sentences(points, knees, assumptions)),
+        *map(words.said, spend_sentences(spends(points, knees, assumptions), assumptions)),
     ]
 
 

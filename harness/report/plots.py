@@ -1,9 +1,10 @@
 """The four figures of a run, as PNG for a README and SVG for print. This and quality_plots.py alone import matplotlib.
 
 One reading rule for all: colour and marker are the precision, the line's name stands at its end, bars are 95 %
-intervals, a hollow marker is a suspect point, a hollow one struck through is invalid and joins no line. Colours are
-Okabe and Ito's, which survive the common colour blindnesses; the marker says the same without colour. Sizes are set
-for 700 px of width. Nothing in a file depends on the day or on chance, so the same run gives the same bytes.
+intervals, a hollow marker is a suspect point, a hollow one struck through is invalid and joins no line. What is
+predicted says so in its title, and its line is dashed, in the shaded band of its error. Colours are Okabe and Ito's,
+which survive the common colour blindnesses; the marker says the same without colour. Sizes are set for 700 px of width.
+Nothing in a file depends on the day or on chance, so the same run gives the same bytes.
 
 Over 300 lines because the four share their marks: curves, knees, label placement and axes are written once for all.
 """
@@ -26,6 +27,7 @@ from harness.analysis.cost import AS_MEASURED, price
 from harness.analysis.headline import label
 from harness.analysis.knee import safe_load
 from harness.analysis.levels import Axis, axis, latest, levels, load, one_trace, precision_order, shown
+from harness.analysis.words import words_of
 from harness.assumptions import Assumptions
 from harness.records import CostLine, Knee, SweepPoint
 from harness.report.placing import nice_ticks, spread
@@ -59,6 +61,9 @@ CAUSES = {
     "compute": "compute",
     "unknown": "cause unknown",
 }
+
+PREDICTED_LINE = "--"
+"""What was predicted is drawn dashed, in the band of its error."""
 
 Figures = tuple[float | None, float | None, float | None]
 """A figure and the ends of its interval."""
@@ -133,9 +138,8 @@ def latency(points: Sequence[SweepPoint], knees: Sequence[Knee], slo_s: float | 
     """p95 over the load, both log: the knee's interpolation is then the line itself. Below it a strip of knees."""
     figure = Figure(figsize=(7, 4.2 + 0.22 * len(knees)), layout="constrained")
     upper, strip = figure.subplots(2, 1, sharex=True, height_ratios=(12, 0.6 + 0.9 * len(knees)))
-    headed(
-        upper, f"p95 latency against {_axis_words(points)[0]}", "seconds from intended send to last token, log scale"
-    )
+    title = words_of(points).titled(f"p95 latency against {_axis_words(points)[0]}")
+    headed(upper, title, "seconds from intended send to last token, log scale")
     ends = _curves(upper, points, _p95_s)
     _load_axis(upper, points)
     _log_axis(upper, [*([slo_s] if slo_s else []), *_shown(points, _p95_s)], "{:g}")
@@ -155,7 +159,9 @@ def throughput(points: Sequence[SweepPoint]) -> Figure:
     """Output tokens per second over the load, from zero."""
     figure = Figure(figsize=(7, 4.1), layout="constrained")
     axes = figure.subplots()
-    headed(axes, f"Throughput against {_axis_words(points)[0]}", "output tokens per second, inside the measured window")
+    words = words_of(points)
+    subtitle = words.reworded("output tokens per second, inside the measured window")
+    headed(axes, words.titled(f"Throughput against {_axis_words(points)[0]}"), subtitle)
     ends = _curves(axes, points, _tok_s)
     _load_axis(axes, points)
     axes.set_ylim(0, max(_shown(points, _tok_s)) * 1.06)
@@ -176,7 +182,7 @@ def memory(points: Sequence[SweepPoint], card_gib: float | None = None) -> Figur
     figure = Figure(figsize=(7, 1.5 + 0.55 * len(rows)), layout="constrained")
     axes = figure.subplots()
     subtitle = "GiB held by the engine" + (", on a CPU" if host else "")
-    headed(axes, "Host memory split" if host else "VRAM split", subtitle, pad=34)
+    headed(axes, words_of(points).titled("Host memory split" if host else "VRAM split"), subtitle, pad=34)
     names: list[tuple[str, str, float]] = []
     for y, line in enumerate(rows):
         left = 0.0
@@ -219,7 +225,7 @@ def cost(
     figure = Figure(figsize=(7, 4.1), layout="constrained")
     axes = figure.subplots()
     most = f"ring: operating point, most {axis(points).unit} inside the SLO"
-    headed(axes, "Price of a million output tokens", f"USD, log scale; {most}")
+    headed(axes, words_of(points).titled("Price of a million output tokens"), f"USD, log scale; {most}")
     # The first line of each is its operating point.
     operating = {short(line.precision): line for line in reversed(costs)}
     safe = {knee.precision: safe_load(knee) for knee in knees}
@@ -249,12 +255,18 @@ def _curves(axes: Axes, points: Sequence[SweepPoint], value: Value) -> list[End]
     An invalid mark is returned as an end without a name: labels keep clear of it.
     """
     ends: list[End] = []
+    predicted = words_of(points).predicted
     for index, precision in enumerate(precision_order(points)):
         colour, marker = STYLES[index % len(STYLES)]
         shift = _dodge(points, precision)
         own = [level for level in levels(points) if level.precision == precision]
         line = [(load(level) * shift, y, level) for level in own if (y := value(level)[0])]
-        axes.plot([x for x, *_ in line], [y for _, y, _ in line], color=colour, linewidth=1.8, zorder=2)
+        style = PREDICTED_LINE if predicted else "-"
+        axes.plot([x for x, *_ in line], [y for _, y, _ in line], style, color=colour, linewidth=1.8, zorder=2)
+        if predicted:
+            band = [(x, low, high) for x, _, level in line for _, low, high in (value(level),) if low and high]
+            at, lows, highs = ([each[end] for each in band] for end in range(3))
+            axes.fill_between(at, lows, highs, color=colour, alpha=0.15, linewidth=0, zorder=1)
         for x, y, level in line:
             _, low, high = value(level)
             if low is not None and high is not None:
@@ -282,9 +294,8 @@ def _knee_strip(
     for y, knee in enumerate(knees):
         colour = STYLES[order.index(knee.precision) % len(STYLES)][0]
         if knee.cross_lo is None:
-            strip.text(
-                left, y, f"  no tested {axis(points).noun} is inside the SLO", va="center", fontsize=9, color=colour
-            )
+            none = words_of(points).reworded(f"  no tested {axis(points).noun} is inside the SLO")
+            strip.text(left, y, none, va="center", fontsize=9, color=colour)
             continue
         low, high = max(knee.cross_lo, left), knee.cross_hi or right
         strip.plot([low, high], [y, y], color=colour, linewidth=6, alpha=0.35, solid_capstyle="butt")
@@ -380,8 +391,10 @@ def end_labels(axes: Axes, ends: Sequence[End]) -> None:
 
 
 def _note(figure: Figure, points: Sequence[SweepPoint], value: Value) -> None:
-    """Say what hollow means where something is hollow, and name what could not be drawn."""
+    """Say what a band and hollow mean where there is any, and name what could not be drawn."""
     parts = []
+    if words_of(points).predicted and any(None not in value(point) for point in points):
+        parts.append("band: 95 % error of validation")
     if any(point.verdict == "suspect" and value(point)[0] for point in points):
         parts.append("hollow: suspect")
     if any(point.verdict == "invalid" and value(point)[0] for point in points):

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from harness.analysis.metrics import judged_by
+from harness.analysis.words import Words, words_of
 from harness.errors import InputError, RecordError
 from harness.quality.directory import Quality, load_quality
 from harness.records import RequestRecord, Scenario, SweepPoint, read_table
@@ -51,7 +52,12 @@ class Run:
 
     @property
     def machine(self) -> str:
-        """What the headline speaks of: the card, else the CPU and that it is one, else the endpoint."""
+        """What the headline speaks of: the card, else the CPU and that it is one, else the endpoint.
+
+        Of a predicted run it is the card that was predicted: the environment tells of whatever computed it.
+        """
+        if self.predicted:
+            return str(self.common("gpu") or "a card that is not named")
         if self.source == "endpoint":
             return "this endpoint"
         gpu = self.common("gpu") or self.environment.get("gpu")
@@ -76,8 +82,20 @@ class Run:
 
     @property
     def source(self) -> str:
-        """engine, dummy-weights or endpoint: one run has one."""
+        """engine, dummy-weights, endpoint or predicted: one run has one."""
         return self.points[0].source
+
+    @property
+    def predicted(self) -> bool:
+        """Whether no figure of this run was measured: harness/predict made them."""
+        return bool(self.points) and self.source == "predicted"
+
+    @property
+    def words(self) -> Words:
+        """How its papers speak of its figures."""
+        scenario = (self.scenario_name, self.scenario.get("description"))
+        names = [str(name) for name in (self.name, self.model, self.settings.get("model"), *scenario) if name]
+        return words_of(self.points, names)
 
     @property
     def scenario_name(self) -> str:
@@ -103,10 +121,18 @@ def load_run(run_dir: Path, slo: Slo | None = None) -> Run:
     points = read_table(run_dir / "points.csv", SweepPoint)
     if not points:
         raise InputError(f"{run_dir}: points.csv holds no row yet", remedy="let the sweep finish at least one cell")
+    if fault := prediction_fault(points):
+        raise RecordError(f"{run_dir}: points.csv {fault}", remedy="keep them in run directories of their own")
     try:
         toml = tomllib.loads((run_dir / "run.toml").read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{run_dir / 'run.toml'}: {error}", remedy="restore the file as the sweep wrote it") from error
+    quality = load_quality(run_dir)
+    if quality and points[0].source == "predicted":
+        raise RecordError(
+            f"{run_dir} holds predicted rows beside answers that somebody asked for",
+            remedy="move what `bench quality` wrote to a directory of its own and report it there",
+        )
     requests, fault = _requests(run_dir / "requests.csv")
     scenario = _table(toml, "scenario")
     own = slo_of(scenario)
@@ -121,9 +147,20 @@ def load_run(run_dir: Path, slo: Slo | None = None) -> Run:
         environment=_environment(run_dir / "environment.json"),
         requests=requests,
         requests_fault=fault,
-        quality=load_quality(run_dir),
+        quality=quality,
         logs={path.name: path.read_text(encoding="utf-8", errors="replace") for path in _logs(run_dir)},
     )
+
+
+def prediction_fault(points: Sequence[SweepPoint]) -> str | None:
+    """What keeps rows from being read as one run: predictions among measurements, and predictions said to be repeats.
+
+    A mean of the two is neither, and a repeated prediction has the same error again: its spread would pass for a band.
+    """
+    predicted = [point for point in points if point.source == "predicted"]
+    if predicted and len(predicted) < len(points):
+        return "mixes predicted and measured rows"
+    return "repeats a prediction" if len({point.repeat for point in predicted}) > 1 else None
 
 
 def slo_of(scenario: Mapping[str, Any]) -> Slo:

@@ -14,7 +14,9 @@ from harness.report.tables import escape, named, number, table
 def cautions(run: Run) -> list[str]:
     """What a reader must not miss before reading a number."""
     found = []
-    if run.device == "host":
+    if run.predicted and run.device == "host":
+        found.append("Predicted for a CPU: the figures say nothing about a GPU.")
+    elif run.device == "host":
         found.append("Measured on a CPU. The figures are that machine's own and predict nothing about a GPU.")
     if any(point.source == "dummy-weights" for point in run.points):
         found.append("Random weights: speed only, no quality claim.")
@@ -38,7 +40,9 @@ def setup_table(run: Run) -> str:
     engine = run.common("engine") or environment.get("engine") or run.settings.get("engine")
     version = run.common("engine_version") or environment.get("engine_version")
     rows.append(("Engine", escape(" ".join(str(part) for part in (engine, version) if part) or "not recorded")))
-    rows.append(("Machine", _machine_words(run)))
+    if run.predicted:
+        rows.append(("Card", f"{escape(run.machine)}, from its data sheet"))
+    rows.append(("Computed on" if run.predicted else "Machine", _machine_words(run)))
     rows.append(("Scenario", escape(f"{run.scenario_name}: {scenario.get('description', '')}".rstrip(": "))))
     rows.append(("Lengths", _lengths(scenario)))
     rows.append(("Load", _load(scenario)))

@@ -88,6 +88,7 @@ def comparison_table(points: Sequence[SweepPoint], ratios: Sequence[Ratio]) -> s
                  for basis in ("sessions", "requests")}  # fmt: skip
         cells = (_ratio_cell(found[metric]) if metric in found else "" for metric in METRICS)
         words = ", ".join(f"{count} {basis}" for basis, count in pairs.items() if count)
+        words = words or "none: error bands" * any(ratio.basis == "bands" for ratio in found.values())
         body.append((named(precision), shown(at), *cells, words))
     return table(header, body)
 

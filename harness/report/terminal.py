@@ -18,11 +18,13 @@ from harness.analysis.headline import alone, at_one_load, headlines, label
 from harness.analysis.knee import find_knees
 from harness.analysis.levels import axis, load, shown
 from harness.analysis.spend import spends
+from harness.analysis.words import Words, words_of
 from harness.assumptions import Assumptions
 from harness.errors import InputError
 from harness.prices import Prices
 from harness.records import CostLine, Knee, SweepPoint
 from harness.report.planning import plan_table, spend_table
+from harness.report.predicted import measure_command, told
 from harness.report.run import Run
 from harness.report.tables import interval, number, throughput_lines
 
@@ -30,12 +32,14 @@ from harness.report.tables import interval, number, throughput_lines
 def show_run(console: Console, run: Run) -> None:
     """The closing table, the knees in words, and how many times the baseline's tokens each precision delivers."""
     knees = find_knees(run.points, run.slo)
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    words = run.words
+    table = Table(title="Predicted" if words.predicted else None, title_justify="left", box=None, pad_edge=False,
+                  header_style="bold")  # fmt: skip
     unit = axis(run.points).unit
     columns = ("precision", unit, "tok/s", "p95 ms", "TTFT p50", "TPOT p50", "GiB", "$/1M", "verdict")
     for column in columns:
-        words = column in ("precision", "verdict")
-        table.add_column(column, justify="left" if words else "right", overflow="fold" if words else "ellipsis")
+        text = column in ("precision", "verdict")
+        table.add_column(column, justify="left" if text else "right", overflow="fold" if text else "ellipsis")
     for point in run.points:
         table.add_row(
             Text(point.precision),
@@ -50,15 +54,19 @@ def show_run(console: Console, run: Run) -> None:
     console.print(table)
     console.print()
     for knee in knees:
-        console.print(f"{label(knee.precision)} {alone(knee, run.points)}", markup=False, highlight=False)
+        told_alone = words.said(f"{label(knee.precision)} {alone(knee, run.points)}")
+        console.print(told_alone, markup=False, highlight=False)
     for line in throughput_lines(compare(run.points, run.requests)):
-        console.print(line, markup=False, highlight=False)
+        console.print(words.said(line), markup=False, highlight=False)
     if len(knees) > 1:
         said = headlines(run.points, knees, run.machine)
     else:  # one precision has been told above; one trace has no knee
         said = [] if knees else at_one_load(run.points, run.slo, run.machine)
     for sentence in said:
-        console.print(f"\n{sentence}", markup=False, highlight=False, style="bold")
+        console.print(f"\n{words.said(sentence)}", markup=False, highlight=False, style="bold")
+    if run.predicted:
+        for line in (*told(run), measure_command(run)):
+            console.print(f"\n{line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_quality(console: Console, evidence: Evidence) -> None:
@@ -106,26 +114,29 @@ def _points(value: float | None, low: float | None, high: float | None) -> str:
 
 def capacity_tables(points: Sequence[SweepPoint], knees: Sequence[Knee], assumptions: Assumptions) -> list[Table]:
     """Cards, prices at the stated points and spend: the tables of the page, for a terminal."""
+    words = words_of(points)
     return [
-        _from_markdown("Cards", plan_table(plan_cards(points, knees, assumptions), assumptions)),
-        _prices(stated_lines(points, knees, assumptions)),
-        _from_markdown("Spend", spend_table(spends(points, knees, assumptions))),
+        _from_markdown(f"Cards{words.also}", plan_table(plan_cards(points, knees, assumptions), assumptions)),
+        _prices(stated_lines(points, knees, assumptions), words),
+        _from_markdown(f"Spend{words.also}", spend_table(spends(points, knees, assumptions))),
     ]
 
 
-def _prices(lines: Sequence[CostLine]) -> Table:
-    table = Table(title="USD for 1M tokens", title_justify="left", box=None, pad_edge=False, header_style="bold")
+def _prices(lines: Sequence[CostLine], words: Words) -> Table:
+    table = Table(
+        title=f"USD for 1M tokens{words.also}", title_justify="left", box=None, pad_edge=False, header_style="bold"
+    )
     table.add_column("precision and point", overflow="fold")
     for column in ("tok/s", "all on output", "input", "output", "blended"):
         table.add_column(column, justify="right")
     table.add_column("verdict", overflow="fold")
     for line in lines:
         table.add_row(
-            Text(f"{label(line.precision)}, {line.operating_point}"),
+            Text(words.reworded(f"{label(line.precision)}, {line.operating_point}")),
             number(line.tok_s),
             Text(interval(line.usd_per_1m_tokens, line.usd_per_1m_tokens_lo, line.usd_per_1m_tokens_hi)),
             *map(number, (line.usd_per_1m_input, line.usd_per_1m_output, line.usd_per_1m_blended)),
-            line.verdict or line.note,
+            line.verdict or words.reworded(line.note),
         )
     return table
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from harness.analysis.compare import METRICS, MIN_PAIRS
 from harness.analysis.headline import label
@@ -26,10 +27,12 @@ from harness.analysis.regression import (
     overall,
     spread_covered,
 )
+from harness.analysis.words import MEASURED, Words
 from harness.errors import InputError
 from harness.files import write_whole
 from harness.records import SweepPoint
 from harness.report.differences import asked_differently, differences, facts, plain, told
+from harness.report.predicted import told as told_of
 from harness.report.run import Run, load_run
 from harness.report.tables import COMPARED, WORDS, escape, number, table
 
@@ -46,9 +49,24 @@ class Versus:
     left_out: list[LeftOut]
 
     def exit_code(self, strict: bool = False) -> int:
-        """For a CI: 1 where anything regressed, and with `strict` where anything is undecided; else 0."""
+        """For a CI: 1 where anything regressed, and with `strict` where anything is undecided; else 0.
+
+        Of a prediction against a measurement: 1 only with `strict`, where they disagree.
+        """
+        if self.check:
+            return int(strict and any(change.agrees is False for change in self.changes))
         bad = ("regressed", "undecided") if strict else ("regressed",)
         return int(any(change.outcome in bad for change in self.changes))
+
+    @property
+    def check(self) -> bool:
+        """Whether a prediction is held against a measurement."""
+        return self.before.predicted != self.after.predicted
+
+    @property
+    def words(self) -> Words:
+        """How to speak of both: as of predictions where both are; of one beside a measurement it is said each time."""
+        return self.before.words if self.before.predicted and self.after.predicted else MEASURED
 
 
 def parse_metrics(text: str | None, option: str = "--metric") -> tuple[str, ...]:
@@ -95,11 +113,34 @@ def title(versus: Versus) -> str:
     """The two runs and their engines: "march (vllm 0.32.0) → april (vllm 0.33.0)"."""
     found = facts(versus.before, versus.after)
     engines = (f" ({engine})" if engine else "" for engine in found.get("Engine", ("", "")))
-    return " → ".join(name + engine for name, engine in zip(found["Run"], engines, strict=True))
+    said = [run.words.also for run in (versus.before, versus.after)]
+    return " → ".join(name + engine + also for name, engine, also in zip(found["Run"], engines, said, strict=True))
 
 
 def headline(versus: Versus) -> str:
     """The verdict in a sentence or two, with the figure that changed most; the rest is in the table."""
+    return _check_words(versus) if versus.check else versus.words.said(_verdict(versus))
+
+
+def _check_words(versus: Versus) -> str:
+    """How far a prediction is off: its median error by metric, and how often it agrees within the bands."""
+    parts = []
+    for metric in versus.metrics:
+        errors = [_error(change, versus.after.predicted) for change in versus.changes if change.metric == metric]
+        if errors:
+            parts.append(f"{COMPARED[metric]} {_percent(median(errors))} (n = {len(errors)})")
+    known = [change for change in versus.changes if change.agrees is not None]
+    agree = f" {sum(change.agrees is True for change in known)} of {len(known)} figures agree within their intervals."
+    return f"Predicted against measured: median error {', '.join(parts)}.{agree if known else ''}"
+
+
+def _error(change: Change, after_predicted: bool) -> float:
+    """|predicted − measured| / measured."""
+    value = change.ratio.value or 1.0
+    return abs((value if after_predicted else 1 / value) - 1)
+
+
+def _verdict(versus: Versus) -> str:
     count = {name: sum(change.outcome == name for change in versus.changes) for name in OUTCOMES}
     total, share = len(versus.changes), _percent(versus.tolerance)
     rest = ", ".join(f"{count[name]} {name}" for name in OUTCOMES[1:] if count[name])
@@ -124,6 +165,8 @@ def cautions(versus: Versus) -> list[str]:
     first, second = facts(one, two).get("Started", ("", ""))
     if first and second and first > second:
         found.append(f"The run given first was measured later ({first}, {second}): is the order right?")
+    for run in (one, two):
+        found += [f"{run.name} is predicted. {told_of(run)[1]}"] if run.predicted else []
     found += differences(one, two)
     if one.source == "endpoint" or two.source == "endpoint":
         found.append("An endpoint: every latency holds the network, and the machine behind it is unknown.")
@@ -137,6 +180,12 @@ def cautions(versus: Versus) -> list[str]:
 def notes(versus: Versus) -> list[str]:
     """How the verdicts were made, what the intervals know, and what was left out."""
     share, total = _percent(versus.tolerance), len(versus.changes)
+    if versus.check:
+        agree = "Each ratio is after / before. They agree where its interval, from the error band and the noise of "
+        return [
+            f"{agree}the measurement, holds 1: then the prediction is not shown to be wrong.",
+            *_left_out_words(versus),
+        ]
     found = [
         f"Each ratio is after / before. Regressed or improved: its 95 % interval lies beyond {share}; unchanged: "
         f"between 1/{1 + versus.tolerance:g} and {1 + versus.tolerance:g}; anything else is undecided."
@@ -147,6 +196,10 @@ def notes(versus: Versus) -> list[str]:
             f"Of {total} intervals some miss by chance, so the verdicts are drawn from all together "
             "(Benjamini and Hochberg, at most 2.5 % of what is called may be false)."
             + (f" {beyond} beyond the tolerance alone did not stand among the others: undecided." if beyond else "")
+        )
+    if any(change.basis == "bands" for change in versus.changes):
+        found.append(
+            "Predicted: an interval is that of both error bands, as if the two predictions erred on their own."
         )
     sessions = [change.sessions for change in versus.changes if change.basis == "sessions"]
     if sessions:
@@ -177,12 +230,13 @@ def notes(versus: Versus) -> list[str]:
 def rows(versus: Versus) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Header and cells of the table, a row a figure, as plain text; the last column says what a ratio is made of."""
     unit = "Users" if axis(versus.before.points) is USERS else RATE.unit
-    header = ("Precision", unit, "Figure", "Before", "After", "After / before", "Verdict", "Pairs")
+    sides = [f"{name}{run.words.also}" for name, run in (("Before", versus.before), ("After", versus.after))]
+    header = ("Precision", unit, "Figure", *sides, "After / before", "Verdict", "Pairs")
     body: list[tuple[str, ...]] = []
     for change in versus.changes:
         figures = number(change.before), number(change.after), _times(change)
         cell = plain(label(change.precision)), shown(change.load), _figure(change.metric)
-        body.append((*cell, *figures, change.outcome, _basis(change)))
+        body.append((*cell, *figures, _outcome(change), _basis(change)))
     return header, body
 
 
@@ -195,7 +249,7 @@ def page(versus: Versus) -> str:
         f"# {escape(title(versus))}",
         escape(headline(versus)),
         *([_listed(cautions(versus))] if cautions(versus) else []),
-        "## What was measured",
+        "## What was compared" if versus.before.predicted or versus.after.predicted else "## What was measured",
         _listed([told(name, *both) for name, both in facts(versus.before, versus.after).items()]),
         "## Figures",
         table(header, bold, (*WORDS, "Figure")),
@@ -269,8 +323,17 @@ def _figure(metric: str) -> str:
     return COMPARED[metric] + (", ms" if metric.endswith("_ms") else "")
 
 
+def _outcome(change: Change) -> str:
+    """The verdict; of a prediction beside a measurement, whether they agree."""
+    if not change.check:
+        return change.outcome
+    return {True: "agrees", False: "disagrees", None: "no interval"}[change.agrees]
+
+
 def _basis(change: Change) -> str:
     """4 + 4 sessions; 120 requests."""
+    if change.basis == "bands":
+        return "none: error band"
     if change.basis == "requests":
         return f"{change.pairs} requests"
     return f"{change.sessions[0]} + {change.sessions[1]} sessions"

@@ -85,7 +85,7 @@ def panel(run: Run, assumptions: Assumptions) -> Panel | None:
         "assumptions": asdict(assumptions) | {knob.name: knob.value for knob in service},
         "precisions": [
             {
-                "name": label(precision),
+                "name": f"{label(precision)}{run.words.also}",
                 "levels": [_level(level, run.slo, assumptions) for level in own[precision]],
                 "per_token": [
                     [_per_token(run.points, base, other, assumptions) for other in own[precision]]

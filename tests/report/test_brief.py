@@ -231,7 +231,7 @@ def test_risks_name_what_was_not_looked_at(tmp_path: Path) -> None:
 def test_every_reason_of_a_verdict_has_a_meaning() -> None:
     told = set(
         re.findall(
-            r"[a-z]+_[a-z_]+|drifting|errors|imprecise|preempting|throttled",
+            r"[a-z]+_[a-z_]+|drifting|errors|imprecise|preempting|throttled|unvalidated",
             (validity.__doc__ or "").split("Host CPU")[0],
         )
     )

@@ -74,9 +74,9 @@ def write_workbook(
     buffer = io.BytesIO()
     book = Workbook(buffer, {"in_memory": True, "strings_to_formulas": False, "strings_to_urls": False,
                              "strings_to_numbers": False})  # fmt: skip
-    book.set_properties({"title": plain(f"{run.model}: cost and capacity"), "created": _made(run),
+    book.set_properties({"title": plain(f"{run.model}: cost and capacity{run.words.also}"), "created": _made(run),
                          "comments": "Written by kneebench from the rows of one run."})  # fmt: skip
-    pen = Pen(book)
+    pen = Pen(book, run.words)
     names = ["Answer", "Inputs", *(["Quality"] if correct else []), *(["Charts", "Workings"] if knees else []),
              "Levels", "Points"]  # fmt: skip
     tabs = {name: book.add_worksheet(name) for name in (*names, *(["Prices"] if prices else []), "Notes")}

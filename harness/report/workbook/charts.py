@@ -26,7 +26,8 @@ _LIMITED = (("p95", "p95 latency", "s"), ("ttft", "TTFT, p95", "s"), ("tpot", "T
 
 def write_charts(pen: Pen, sheet: Worksheet, run: Run, layout: Layout) -> None:
     """tok/s, what the service level limits with its line, and the price over the load; safe load, price and spend."""
-    head(pen, sheet, run, "Charts", "They follow the inputs.")
+    banded = " Bars on a line: its 95 % error band, from validation." if run.predicted else ""
+    head(pen, sheet, run, "Charts", f"They follow the inputs.{banded}")
     ends = _limit_lines(pen, sheet, run.slo, layout)
     drawn = [("tok_s", "Output tokens a second", "tok/s")]
     drawn += [limited for limited in _LIMITED if limited[0] == "p95" or limited[0] in ends]
@@ -97,7 +98,7 @@ def _over_load(pen: Pen, layout: Layout, key: str, title: str, unit: str, limit:
     if least > 0:
         axis |= {"name": f"{axis['name']} (log scale)", "log_base": 2, "min": 2.0 ** math.floor(math.log2(least))}
     chart.set_x_axis(axis)
-    return _finished(chart, title, unit)
+    return _finished(chart, pen.words.titled(title), unit)
 
 
 def _column(layout: Layout, key: str, block: tuple[int, int]) -> str:
@@ -120,7 +121,7 @@ def _bars(pen: Pen, layout: Layout, keys: tuple[str, ...], title: str, unit: str
             **({"points": colours} if len(keys) == 1 else {"fill": {"color": grey}}),
         })  # fmt: skip
     chart.set_x_axis(_QUIET)
-    return _finished(chart, title, unit, legend=len(keys) > 1)
+    return _finished(chart, pen.words.titled(title), unit, legend=len(keys) > 1)
 
 
 _QUIET: dict[str, Any] = {"num_font": {"color": FAINT}, "name_font": {"color": FAINT, "bold": False, "size": 9},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from harness.analysis.headline import label
 from harness.analysis.levels import BOOTSTRAP_FROM, latest, load, shown
+from harness.report.predicted import measure_command, told
 from harness.report.run import Run
 from harness.report.setup import cautions
 from harness.report.workbook.layout import Layout
@@ -45,7 +46,16 @@ def notes(run: Run, layout: Layout) -> list[tuple[str, str]]:
         "Verdicts": f"""valid; suspect, with the reasons in Points; invalid: left out of Levels and struck through in
             Points. {_left_out(run)}""",
     }
+    found = _prediction(run) | found | ({"Intervals": ""} if run.predicted else {})
     return [(term, words) for term, words in found.items() if words]
+
+
+def _prediction(run: Run) -> dict[str, str]:
+    """What a prediction is, how wrong it may be, and how to measure it; nothing of a run that was measured."""
+    if not run.predicted:
+        return {}
+    what, band, measure = told(run)
+    return {"Prediction": what, "Error bands": band, "To measure it": f"{measure} {measure_command(run)}"}
 
 
 def _measured(run: Run) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from xlsxwriter.worksheet import Worksheet
 
+from harness.report.predicted import told
 from harness.report.run import Run
 from harness.report.setup import cautions
 from harness.report.workbook.layout import HEADER
@@ -16,14 +17,17 @@ from harness.report.workbook.pen import Pen
 def head(pen: Pen, sheet: Worksheet, run: Run, title: str, more: str = "") -> None:
     """The first rows: what the sheet is, of which run, and what nobody may miss."""
     of = f"{run.model} on {run.machine}, {run.scenario_name} scenario, run {run.name}. {more}".rstrip()
-    pen.text(sheet, 0, 0, title, "title")
+    warned = [*([f"{told(run)[0]} How wrong it may be: Notes."] if run.predicted else []), *cautions(run)]
+    pen.text(sheet, 0, 0, f"{title} (predicted run)" if run.predicted else title, "title")
     pen.text(sheet, 1, 0, of, "lead")
-    pen.text(sheet, 2, 0, " ".join(cautions(run)), "caution")
+    pen.text(sheet, 2, 0, " ".join(warned), "caution")
 
 
 def header(pen: Pen, sheet: Worksheet, names: Sequence[str], figures: Sequence[int] = ()) -> None:
     """The titles of columns; `figures`: those over figures, which stand to the right."""
+    over = {"": "Predicted", "Precision": f"Precision{pen.words.also}"} if pen.words.predicted else {}
     for column, name in enumerate(names):
+        name = over.get(name, name) if not column else name
         pen.text(sheet, HEADER, column, name, "header_figure" if column in figures else "header")
 
 

@@ -13,6 +13,8 @@ from xlsxwriter import Workbook
 from xlsxwriter.format import Format
 from xlsxwriter.worksheet import Worksheet
 
+from harness.analysis.words import MEASURED, Words
+
 LONGEST = 500
 """Characters of a text. A cell holds 32,767; nobody reads them, and only somebody up to no good writes them."""
 
@@ -68,6 +70,8 @@ class Pen:
     """A workbook being written; it keeps the formats that it has made, since each may be made once."""
 
     book: Workbook
+    words: Words = MEASURED
+    """How the run speaks of its figures."""
     _made: dict[tuple[str, str, bool], Format] = field(default_factory=dict)
 
     def format(self, style: str, form: str = "any", quoted: bool = False) -> Format:
@@ -80,7 +84,7 @@ class Pen:
 
     def text(self, sheet: Worksheet, row: int, column: int, text: object, style: str = "label") -> None:
         """Text, from wherever."""
-        sheet.write_string(row, column, plain(text), self.format(style, quoted=True))
+        sheet.write_string(row, column, self.words.reworded(plain(text)), self.format(style, quoted=True))
 
     def value(
         self, sheet: Worksheet, row: int, column: int, value: object, style: str = "figure", form: str = "any"
@@ -104,4 +108,5 @@ class Pen:
         style: str = "figure",
     ) -> None:
         """A formula of ours, and what it comes to: the library's own figure."""
-        sheet.write_formula(row, column, formula, self.format(style, form), "" if value is None else value)
+        shown = self.words.reworded(value) if isinstance(value, str) else "" if value is None else value
+        sheet.write_formula(row, column, self.words.reworded(formula), self.format(style, form), shown)

@@ -137,6 +137,7 @@ def write_levels(pen: Pen, sheet: Worksheet, run: Run, layout: Layout, cells: Se
     titles |= {line.key: f"{line.title}{f', {line.unit}' if line.unit else ''}" for line in layout.level_lines}
     for column, key in enumerate(layout.level_columns):
         title = titles.get(key) or f"tok/s, session {key.rpartition('_')[2]}"
+        title += pen.words.also if key == "precision" else ""
         style = "header_live" if key in lines else "header" if key == "precision" else "header_figure"
         pen.text(sheet, HEADER, column, title, style)
     sheet.set_row(HEADER, 62)
