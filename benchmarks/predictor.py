@@ -3,8 +3,8 @@
 python benchmarks/predictor.py [--profile] [--repeats N] [--kv-cache-gib N]
 
 A cell is what `bench predict` makes of it, from drawn lengths to the figures of its row: a closed loop of 1 to 64
-users, 256 tokens in and 256 out, each ± 25 %; 16 loads, 4 precisions of Qwen2.5 1.5B on an RTX 2000 Ada. Target: 5 s for
-the grid and 500 MiB.
+users, 256 tokens in and 256 out, each ± 25 %; 16 loads, 4 precisions of Qwen2.5 1.5B on an RTX 2000 Ada. The target is
+5 s for the grid and 500 MiB.
 
 Vidur (Agrawal et al., MLSys 2024, https://github.com/microsoft/vidur) is compared where this Python can import it: give
 it an environment of its own (`pip install vidur`; it brings wandb and streamlit) and run this script there. Both then

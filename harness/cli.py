@@ -13,7 +13,8 @@ import typer
 
 from harness import __version__, decide
 from harness.errors import InputError, KneebenchError
-from harness.quality import commands
+from harness.predict import commands as cards
+from harness.quality import commands as quality
 from harness.redact import without_keys
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ app = typer.Typer(
 )
 engine_app = typer.Typer(help="The environment that vLLM runs in.", no_args_is_help=True)
 app.add_typer(engine_app, name="engine")
-app.add_typer(commands.app)
+app.add_typer(cards.app)
+app.add_typer(quality.app)
 app.add_typer(decide.app)
 
 
@@ -132,6 +134,11 @@ def sweep(
     client_processes: Annotated[
         int | None, typer.Option(min=1, max=64, help="Processes that make the load. [one for each 512 users]")
     ] = None,
+    engine: Annotated[str, typer.Option(help="vllm, or simulated: predicted for --gpu, nothing is started.")] = "vllm",
+    gpu: Annotated[str | None, typer.Option(help="The card to predict for, as l4. [bench gpus --list]")] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="With --engine simulated: what `bench calibrate` found of your card.")
+    ] = None,
 ) -> None:
     """Quantize what is missing, serve each precision, drive it with load, write CSVs and the report."""
     from harness.engines.address import Address
@@ -182,6 +189,14 @@ def sweep(
                 remedy="add --model NAME",
             )
 
+    _one_of(engine, "--engine", ("vllm", "simulated"))
+    if engine == "vllm" and (gpu or profile):
+        raise InputError("--gpu and --profile are for a card that is predicted", allowed="--engine simulated with them")
+    if engine == "simulated":
+        from harness.predict import run
+
+        plan = plan if usd_per_hour is not None else run.priced(plan, gpu)
+
     from harness import job
 
     wanted = decide.listed(precisions, "--precisions") if precisions else ("served",) if endpoint else ("bf16", "awq")
@@ -202,10 +217,13 @@ def sweep(
         engine_args=tuple(engine_arg or ()),
         rates=rates,
         client_processes=client_processes,
-        assume=None if assume is None else _assumptions_text(assume),
+        assume=None if assume is None else decide.assumptions_text(assume),
         search=_search(
             level if until else None, precision, concurrencies, max_conc, max_cells, max_minutes, len(wanted)
         ),
+        engine="simulated" if engine == "simulated" else "vllm",
+        gpu=gpu,
+        profile=profile,
     )
     with Progress(console) as progress:
         run_dir = job.sweep(request, progress, argv=sys.argv[1:])
@@ -375,14 +393,6 @@ def engine_install(
         lambda line: console.print(line, markup=False, highlight=False, no_wrap=True, overflow="ellipsis"),
     )
     print(f"vLLM {env.vllm_version} in {env.python}")
-
-
-def _assumptions_text(path: Path) -> str:
-    """The file's text, once it is known to be good."""
-    from harness.assumptions import load_assumptions
-
-    load_assumptions(path)
-    return path.read_text(encoding="utf-8")
 
 
 def _until(until: str, slo: str | None, slo_p95: str | None) -> Slo:

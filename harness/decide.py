@@ -201,6 +201,14 @@ def slo_of(slo: str | None, slo_p95: str | None) -> Slo | None:
     return None if slo is None else parse_slo(slo)
 
 
+def assumptions_text(path: Path) -> str:
+    """The text of a file of assumptions, once it is known to be good."""
+    from harness.assumptions import load_assumptions
+
+    load_assumptions(path)
+    return path.read_text(encoding="utf-8")
+
+
 def finish_sweep(terminal: Console, run_dir: Path) -> None:
     """What a sweep ends with: its rows and knees in words, and its papers. The run is read once for both."""
     from harness.assumptions import load_assumptions

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -58,6 +59,11 @@ class SweepRequest:
     client_processes: int | None = None
     search: Search | None = None
     """Find how many users the service level carries; `concurrencies` are where it begins."""
+    engine: Literal["vllm", "simulated"] = "vllm"
+    """simulated: nothing is started, every cell is predicted for the card `gpu` (harness/predict)."""
+    gpu: str | None = None
+    profile: Path | None = None
+    """What `bench calibrate` found of that card."""
     assume: str | None = None
     """Text of a file of assumptions, which the run then carries for its reports."""
 
@@ -115,7 +121,7 @@ def _with_rates(request: SweepRequest) -> SweepRequest:
             )
         return request
     if arrivals == "trace" and not request.rates:
-        rate = round(mean_rate(_trace(request.scenario)), 6)
+        rate = round(mean_rate(read_arrivals(request.scenario)), 6)
         return replace(request, rates=(rate,), concurrencies=())
     if not request.rates:
         raise InputError(
@@ -126,11 +132,16 @@ def _with_rates(request: SweepRequest) -> SweepRequest:
     return replace(request, concurrencies=())
 
 
-def _trace(scenario: Scenario) -> tuple[Arrival, ...]:
+def read_arrivals(scenario: Scenario) -> tuple[Arrival, ...]:
+    """Those of the scenario's trace; none where it replays none."""
     return read_trace(Path(scenario.trace)) if scenario.trace else ()
 
 
 def _run(request: SweepRequest, observer: Observer, argv: Sequence[str], resumed: Path | None) -> Path:
+    if request.engine == "simulated":
+        from harness.predict import run  # which builds on what stands here
+
+        return run.sweep(request, observer, argv, resumed)
     do = _sweep_endpoint if request.endpoint else _sweep_vllm
     return do(request, observer, argv, resumed)
 
@@ -155,7 +166,7 @@ def _sweep_vllm(request: SweepRequest, observer: Observer, argv: Sequence[str], 
     if any(given is None and name in checkpoints.METHODS for name, given in wanted.items()):
         checkpoints.check_quantizer()
 
-    with _run_directory(request, model.name, resumed) as directory:
+    with run_directory(request, model.name, resumed) as directory:
         directory.remember(TypeAdapter(SweepRequest).dump_python(request, mode="json"))
         served: dict[str, models.Model] = {}
         variants = []
@@ -167,7 +178,7 @@ def _sweep_vllm(request: SweepRequest, observer: Observer, argv: Sequence[str], 
                 Variant(name, digest, checkpoints.is_quantized(checkpoint), checkpoints.weight_bytes(checkpoint))
             )
         _check_unchanged(directory, request, variants, env.vllm_version)
-        _describe(directory, request, model.name, f"vllm {env.vllm_version} ({env.kind})", variants)
+        describe(directory, request, model.name, f"vllm {env.vllm_version} ({env.kind})", variants)
         directory.describe_environment(describe_machine("vllm", env.vllm_version, argv))
         directory.clean_logs()
 
@@ -198,12 +209,12 @@ def _sweep_endpoint(request: SweepRequest, observer: Observer, argv: Sequence[st
     with endpoint.attach(request.endpoint, request.model) as engine:
         dialect = probe(engine.target, chat=request.scenario.api == "chat")
         prompts = _prompts(request.scenario, engine)
-        with _run_directory(request, request.model, resumed) as directory:
+        with run_directory(request, request.model, resumed) as directory:
             info = engine.info
             directory.remember(TypeAdapter(SweepRequest).dump_python(request, mode="json"))
             variants = [Variant(request.precisions[0])]
             _check_unchanged(directory, request, variants, info.engine_version)
-            _describe(directory, request, request.model, "endpoint", variants)
+            describe(directory, request, request.model, "endpoint", variants)
             directory.describe_environment(describe_machine(info.engine, info.engine_version, argv))
             template = SweepPoint(directory.path.name, "", 0, model=request.model, source="endpoint")
             open_engine = _always(Service(engine, dialect, prompts))
@@ -227,7 +238,7 @@ def _run_cells(
         request.scenario,
         processes=request.client_processes,
         salt=secrets.token_hex(4),
-        trace=_trace(request.scenario),
+        trace=read_arrivals(request.scenario),
         ceiling=read_ceiling(),
         restarts=request.endpoint is None,
         search=request.search,
@@ -276,7 +287,8 @@ def _always(service: Service) -> OpenEngine:
     return already_open
 
 
-def _run_directory(request: SweepRequest, model: str, resumed: Path | None) -> AbstractContextManager[RunDirectory]:
+def run_directory(request: SweepRequest, model: str, resumed: Path | None) -> AbstractContextManager[RunDirectory]:
+    """The directory of a new run, or that of the one that is resumed."""
     if resumed is not None:
         return RunDirectory(resumed, resume=True)
     name = run_name(model, request.scenario.name, datetime.now())
@@ -296,9 +308,15 @@ def _digests(scenario: Scenario) -> dict[str, str]:
     return found
 
 
-def _describe(
-    directory: RunDirectory, request: SweepRequest, model: str, engine: str, variants: Sequence[Variant]
+def describe(
+    directory: RunDirectory,
+    request: SweepRequest,
+    model: str,
+    engine: str,
+    variants: Sequence[Variant],
+    **more: object,
 ) -> None:
+    """Write run.toml, with `more` in its table [run], and keep the assumptions."""
     run = {
         "run_id": directory.path.name,
         "model": model,
@@ -320,6 +338,7 @@ def _describe(
         "checkpoint_bytes": {item.precision: item.checkpoint_bytes for item in variants if item.checkpoint_bytes}
         or None,
         **_digests(request.scenario),
+        **more,
     }
     scenario = asdict(request.scenario)
     for name in ("trace", "dataset"):

@@ -171,6 +171,12 @@ _Entry = TypeVar("_Entry", Rent, Buy, Electricity, Api)
 _TABLES = ("rent", "buy", "electricity", "api")
 
 
+def offer(card: str, prices: Prices) -> Rent | None:
+    """The cheapest rent on demand, else a third party's. None: there is none; spot may be taken away at any moment."""
+    offers = [rent for rent in prices.rents if rent.card == card and rent.kind != "spot"]
+    return min(offers, key=lambda rent: (rent.kind != "on-demand", rent.usd_per_hour, rent.provider), default=None)
+
+
 def _merged(ours: tuple[_Entry, ...], theirs: tuple[_Entry, ...]) -> tuple[_Entry, ...]:
     return tuple(({entry.key: entry for entry in ours} | {entry.key: entry for entry in theirs}).values())
 

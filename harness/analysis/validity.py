@@ -13,6 +13,7 @@
     slow_kernel       a quantized precision ran without a fused INT4/INT8 kernel
     preempting        the KV cache was full and requests were thrown out and computed again
     throttled         the card was slowed down by heat or by its power supply
+    simulated_engine  no engine at all answered, but `bench serve-simulated`: a prediction in real time
     engine_restarted  the engine died in this cell, was started again, and this is the second attempt
     engine_died, gave_up, no_window
     unvalidated       predicted (harness/predict), for a card with fewer than three published points
@@ -41,6 +42,8 @@ CACHE_HIT_SHARE = 0.01
 ERROR_SHARE = 0.05
 LENGTH_SHARE = 0.01
 DRIFT_RATIO = 1.25
+SIMULATED_ENGINE = "kneebench-simulated"
+"""What `bench serve-simulated` calls itself."""
 FAST_KERNELS = (
     "wna16", "marlin", "machete", "exllama", "cutlass", "allspark", "conch", "humming", "dynamic4bit", "w8a8",
     "scaledmm", "fp8",
@@ -108,6 +111,8 @@ def judge(
         reasons["drifting"] = "suspect"
     if point.preemptions:
         reasons["preempting"] = "suspect"
+    if point.engine == SIMULATED_ENGINE:
+        reasons["simulated_engine"] = "suspect"
     if (point.throttled_share or 0.0) > power.THROTTLED_SHARE:
         reasons["throttled"] = "suspect"
     if conditions.quantized and point.kernel and not _is_fast(point.kernel):

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from harness.analysis.validity import SIMULATED_ENGINE
 from harness.engines import EngineCounters, EngineInfo, Target
 from harness.engines.address import Address
 from harness.errors import EngineError, InputError
@@ -66,9 +67,10 @@ def attach(url: str, model: str | None = None) -> Iterator[Endpoint]:
     base_url = address.base_url
     api_key = _api_key()
     with connect(base_url, api_key, 10.0) as client:
-        offered = _offered(client, base_url)
+        offered, simulated = _offered(client, base_url)
         served = _choose(base_url, model, offered)
-        info = EngineInfo(engine="endpoint", engine_version=_version(client), source="endpoint")
+        engine = SIMULATED_ENGINE if simulated else "endpoint"
+        info = EngineInfo(engine=engine, engine_version=_version(client), source="endpoint")
         yield Endpoint(Target(base_url, served, api_key), info, client)
 
 
@@ -101,7 +103,8 @@ def _api_key() -> str | None:
     return None
 
 
-def _offered(client: httpx.Client, base_url: str) -> list[str]:
+def _offered(client: httpx.Client, base_url: str) -> tuple[list[str], bool]:
+    """Its models, and whether it says that it is `bench serve-simulated`."""
     try:
         reply = client.get("/v1/models")
     except httpx.HTTPError as error:
@@ -117,7 +120,7 @@ def _offered(client: httpx.Client, base_url: str) -> list[str]:
     try:
         reply.raise_for_status()
         listed: Any = reply.json()
-        return [str(item["id"]) for item in listed["data"]]
+        return [str(item["id"]) for item in listed["data"]], "x-kneebench-simulated" in reply.headers
     except (httpx.HTTPStatusError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"--endpoint {base_url}: /v1/models does not answer as an OpenAI-compatible server (HTTP "

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,12 +22,10 @@ from harness.load.alarm import Alarm
 from harness.load.client import Connection, Exchange, fill
 from harness.load.dataset import Prompts
 from harness.load.poller import Poller
-from harness.load.schedule import Arrival, arrivals
+from harness.load.schedule import Arrival, arrivals, pace
 from harness.load.workload import NO_HISTORY, Ask, Dialect, History, extended, make_ask
 from harness.records import Cell, RequestRecord, Scenario
 
-RAMP_S_PER_USER, LONGEST_RAMP_S = 0.02, 5.0
-"""Users begin this far apart on average: a thundering herd of prefills is not what users look like."""
 MAX_IN_FLIGHT = 4096
 """An open loop that a server cannot follow grows without end; at so many in flight the cell is given up."""
 _BACKOFF_NS = 50_000_000
@@ -182,8 +179,8 @@ async def _closed_loop(traffic: Traffic) -> None:
 
 async def _user(user: int, traffic: Traffic) -> None:
     job, scenario = traffic.job, traffic.job.scenario
-    rng = random.Random(f"pace/{scenario.seed}/{job.cell.conc}/{job.cell.repeat}/{user}")
-    intended_ns = job.start_ns + int(rng.uniform(0, min(LONGEST_RAMP_S, RAMP_S_PER_USER * job.cell.conc)) * 1e9)
+    pauses_s = pace(scenario, job.cell, user)
+    intended_ns = job.start_ns + int(next(pauses_s) * 1e9)
     connection, history, sequence = traffic.connection(), NO_HISTORY, 0
     converses = scenario.turns > 1
     ask: Ask | None = traffic.ask(user, 0)
@@ -207,8 +204,7 @@ async def _user(user: int, traffic: Traffic) -> None:
         intended_ns = exchange.end_ns
         if exchange.error is not None:
             intended_ns += _BACKOFF_NS
-        if scenario.think_s:
-            intended_ns += int(rng.expovariate(1 / scenario.think_s) * 1e9)
+        intended_ns += int(next(pauses_s) * 1e9)
         if converses:
             goes_on = sequence % scenario.turns and exchange.error is None
             reader = exchange.reader

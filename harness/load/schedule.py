@@ -30,6 +30,8 @@ _COLUMNS = {
     "output_length": ("output_length", "output_tokens", "generatedtokens", "response tokens"),
 }
 """Columns by our name, and what published traces call them (Azure LLM inference, BurstGPT), in small letters."""
+RAMP_S_PER_USER, LONGEST_RAMP_S = 0.02, 5.0
+"""Users begin this far apart on average: a thundering herd of prefills is not what users look like."""
 MOST_ROWS = 1_000_000
 """A cell lasts minutes; a trace of months is cut to the hours that are meant."""
 _MOST_TOKENS = 10_000_000
@@ -55,6 +57,14 @@ def arrivals(scenario: Scenario, cell: Cell, trace: Sequence[Arrival] = ()) -> I
         return (Arrival(number / rate) for number in count())
     rng = random.Random(f"arrivals/{scenario.seed}/{rate}/{cell.repeat}")
     return _random(scenario.burstiness if scenario.arrivals == "gamma" else 1.0, rate, rng)
+
+
+def pace(scenario: Scenario, cell: Cell, user: int) -> Iterator[float]:
+    """Of a closed loop: when this user begins, s after the load does; then its pause before each further question."""
+    rng = random.Random(f"pace/{scenario.seed}/{cell.conc}/{cell.repeat}/{user}")
+    yield rng.uniform(0, min(LONGEST_RAMP_S, RAMP_S_PER_USER * cell.conc))
+    while True:
+        yield rng.expovariate(1 / scenario.think_s) if scenario.think_s else 0.0
 
 
 def lengths_from_trace(scenario: Scenario) -> bool:

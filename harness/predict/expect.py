@@ -51,14 +51,15 @@ def steps_of(condition: Condition, coefficients: Coefficients) -> Steps:
     kernel = "fp8-marlin" if condition.kernel == "fp8" and not card.fp8_tflops else condition.kernel
     long = condition.lengths.input_mean > (condition.graphs_to or math.inf)
     shape = shapes.shape(condition.shape).architecture
-    return Steps(card, shape, KERNELS[kernel], coefficients, era=condition.era, eager=long)
+    return Steps(card, shape, KERNELS[kernel], coefficients, era=condition.era, eager=long, streamed=condition.streamed)
 
 
 def _one_stream(condition: Condition, steps: Steps) -> dict[Quantity, float]:
     """TTFT = request + prompt; TPOT = a decode step at the answer's middle; tok/s = n / (TTFT + (n - 1) TPOT)."""
     prompt, answer = round(condition.lengths.input_mean), condition.lengths.output_mean
     base, slope = steps.decode(1)
-    ttft_s = steps.coefficients.request_s + steps.mixed(0, 0, prompt, prompt * (prompt + 1) // 2, 1)
+    request_s = steps.coefficients.request_s if condition.streamed else 0.0
+    ttft_s = request_s + steps.mixed(0, 0, prompt, prompt * (prompt + 1) // 2, 1)
     tpot_s = base + slope * (prompt + answer / 2)
     return {
         "ttft_p50_ms": 1e3 * ttft_s,
@@ -94,7 +95,7 @@ def limits_of(condition: Condition, coefficients: Coefficients) -> Limits:
         max_num_batched_tokens=batched,
         chunked_prefill=not old,
         max_model_len=context,
-        request_s=0.0 if condition.load.kind == "burst" else coefficients.request_s,
+        request_s=coefficients.request_s if condition.streamed else 0.0,
     )
 
 

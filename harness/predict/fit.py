@@ -36,10 +36,10 @@ SCALE = 0.15
 """Error, as a log, from which a row is taken for an outlier step by step."""
 PRIOR = 0.5
 """Standard deviation of a coefficient's log about its starting value: a factor of 1.6 either way is likely."""
-PRIORS: Mapping[str, float] = {
-    "read_16": 0.15, "read_int4": 0.2, "read_int8": 0.2, "read_w8a8": 0.2, "read_fp8": 0.2, "corner": 0.4,
-}  # fmt: skip
-"""Narrower where physics is: shares of the bandwidth cannot be above 1."""
+PRIORS: Mapping[str, float] = dict.fromkeys(("read_16", "read_int4", "read_int8", "read_w8a8", "read_fp8"), 0.2) | (
+    dict.fromkeys(("stream_v0_s", "step_v0_s", "step_v1_s", "row_exllama", "row_awq"), 1.0) | {"corner": 0.4}
+)
+"""Narrower where physics is: a share of the bandwidth cannot be above 1. Wider where nothing was known before."""
 WEIGHTS: Mapping[str, float] = {"tok_s": 1.0, "tpot_p50_ms": 1.0, "ttft_p50_ms": 0.4}
 """Of a quantity's rows; those that are not here (99th percentiles) are predicted, not fitted."""
 ROUNDS = 6
@@ -65,12 +65,18 @@ class Curve:
         return plain / sum(steps.linear(k, n, self.tokens) for k, n in self.layers)
 
 
-_CURVE_KERNELS = {"INT4 Marlin": "marlin", "INT4 AWQ gemm": "awq-gemm", "INT4 exllamav2": "exllama"}
+_CURVE_KERNELS = {"INT4 Marlin": "marlin", "INT4 AWQ gemm": "awq-gemm"}
+"""Exllama's curve is of its own library; engines have ports of it that are faster at ten rows and more."""
 _CURVE_LAYERS = {
     "single GEMM 72k x 18k": ((18 * 1024, 72 * 1024),),
     "LLaMA-7B layers": fused(shapes.shape("llama-2-7b").architecture),
     "LLaMA-13B layers": fused(shapes.shape("llama-2-13b").architecture),
+    "GEMM": ((4096, 4096),),
 }
+LARGE = 512
+"""Tokens from which both kernels are bound by the tensor cores, so that their ratio hardly depends on the card: from
+there on vLLM's own curve of Marlin (its pull request 2497), whose card is not named, is taken for an A100's."""
+_UNNAMED = "a100-80gb-sxm"
 _CURVE_CARDS = {
     "A10 24GB": "a10",
     "RTX 3090 24GB": "rtx-3090",
@@ -82,14 +88,17 @@ BASE_CLOCK = 885 / 1695
 
 
 def curves(rows: Iterable[Row] | None = None) -> tuple[Curve, ...]:
-    """Marlin's published figures (github.com/IST-DASLab/marlin) of the kernels that engines use."""
+    """Published figures of Marlin (github.com/IST-DASLab/marlin; vLLM, pull request 2497) and of AWQ's kernel."""
     found = []
     for row in rows if rows is not None else read():
         layers, kernel = _CURVE_LAYERS.get(row.model), _CURVE_KERNELS.get(row.precision)
-        if row.metric != "speedup_vs_fp16_cutlass" or layers is None or kernel is None:
+        if not row.metric.startswith("speedup_vs_fp16") or layers is None or kernel is None:
+            continue
+        if row.gpu not in _CURVE_CARDS and int(row.load) < LARGE:
             continue
         clock = BASE_CLOCK if row.engine_version == "locked base clock" else 1.0
-        found.append(Curve(_CURVE_CARDS[row.gpu], kernel, int(row.load), layers, row.value, clock))
+        card = _CURVE_CARDS.get(row.gpu, _UNNAMED)
+        found.append(Curve(card, kernel, int(row.load), layers, row.value, clock))
     return tuple(found)
 
 

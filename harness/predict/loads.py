@@ -8,19 +8,18 @@ Lengths are drawn as for a measurement, from the same seeds, so a predicted cell
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from itertools import takewhile
 from typing import Protocol
 
-from harness.load.schedule import Arrival, arrivals
+from harness.load.schedule import Arrival, arrivals, pace
 from harness.load.window import TRACE_WARMUP_SHARE
 from harness.load.workload import drawn_lengths
 from harness.predict.limits import Asked, Load
 from harness.predict.stretches import Served
 from harness.records import Cell, Phase, Scenario
-
-LengthsOf = Callable[[int, int], tuple[int, int]]
-"""(user, sequence) -> tokens of the prompt and of the answer."""
 
 
 class CellLoad(Load, Protocol):
@@ -35,25 +34,26 @@ class CellLoad(Load, Protocol):
 class Users:
     """A closed loop: each user asks again once answered, until the last measured request has ended."""
 
-    def __init__(self, scenario: Scenario, users: int, lengths: LengthsOf) -> None:
+    def __init__(self, scenario: Scenario, cell: Cell) -> None:
         self.open_s: float | None = None
         self.close_s: float | None = None
-        self._scenario, self._users, self._lengths = scenario, users, lengths
+        self._scenario, self._cell = scenario, cell
+        self._pauses = [pace(scenario, cell, user) for user in range(cell.conc)]
         # As load/window.py has it: fewer, and the window would be one wave of requests and its ebb.
-        self._least = max(scenario.requests, 3 * users)
+        self._least = max(scenario.requests, 3 * cell.conc)
         self._rounds: Counter[int] = Counter()
         self._warm = self._measured = self._left = 0
         self._begun: dict[int, float] = {}
 
     def first(self) -> Iterable[Asked]:
-        return [self._asked(user, 0, 0.0) for user in range(self._users)]
+        return [self._asked(user, 0, 0.0) for user in range(self._cell.conc)]
 
     def after(self, served: Served) -> Asked | None:
         now = served.last_token_s
         if self.open_s is None:
             self._rounds[served.user] += 1
             self._warm += self._rounds[served.user] == self._scenario.warmup_rounds
-            if self._warm == self._users:
+            if self._warm == self._cell.conc:
                 self.open_s = now
         elif self.phase(served) == "measured":
             self._measured += 1
@@ -79,8 +79,9 @@ class Users:
         return self._measured >= self._least and window >= self._scenario.min_window_s
 
     def _asked(self, user: int, sequence: int, now: float) -> Asked:
-        self._begun[user] = now
-        return Asked(now, *self._lengths(user, sequence), user, sequence)
+        begins = now + next(self._pauses[user])
+        self._begun[user] = begins
+        return Asked(begins, *_lengths(self._scenario, self._cell, user, sequence), user, sequence)
 
 
 class Arrivals:
@@ -105,14 +106,17 @@ class Arrivals:
         return "measured" if self.close_s is None or served.arrival_s <= self.close_s else "held"
 
 
+@lru_cache(maxsize=1 << 18)
+def _lengths(scenario: Scenario, cell: Cell, user: int, sequence: int) -> tuple[int, int]:
+    """Drawn once for all precisions and cards: they are asked the same."""
+    return drawn_lengths(scenario, cell, user, sequence)
+
+
 def cell_load(scenario: Scenario, cell: Cell, trace: Sequence[Arrival] = ()) -> CellLoad:
     """The load of a cell as the scenario describes it; `trace` is its arrivals where it replays one."""
-
-    def lengths(user: int, sequence: int) -> tuple[int, int]:
-        return drawn_lengths(scenario, cell, user, sequence)
-
+    cell = replace(cell, precision="")  # which nothing here depends on
     if cell.rate_rps is None:
-        return Users(scenario, cell.conc, lengths)
+        return Users(scenario, cell)
     warmup_s = scenario.warmup_s
     if trace:
         last = list(arrivals(scenario, cell, trace))[-1].offset_s
@@ -122,7 +126,7 @@ def cell_load(scenario: Scenario, cell: Cell, trace: Sequence[Arrival] = ()) -> 
     coming = takewhile(lambda arrival: trace or arrival.offset_s < 1.5 * expected_s, arrivals(scenario, cell, trace))
     asked = []
     for number, arrival in enumerate(coming):
-        drawn = lengths(number, 0)
+        drawn = _lengths(scenario, cell, number, 0)
         sizes = arrival.input_tokens or drawn[0], arrival.output_tokens or drawn[1]
         asked.append(Asked(arrival.offset_s, max(1, sizes[0]), max(2, sizes[1]), number))
     least = scenario.requests if not trace else len(asked)

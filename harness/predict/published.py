@@ -97,6 +97,8 @@ class Condition:
     max_model_len: int = 4096
     graphs_to: int | None = None
     """Longest context that decodes by CUDA graph; None: all do."""
+    streamed: bool = True
+    """Somebody listened; False: a batch that was answered at its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,17 +319,24 @@ def kernel(row: Row) -> str | None:
     """The kernel behind the linear layers; None where the published words do not tell it.
 
     vLLM takes Marlin for GPTQ of itself since 0.4.2 (its pull request 3922) and for AWQ since 0.5.3 (6612), on cards
-    from compute capability 8.0; before that its own AWQ GEMM and exllama. INT8 means 8 times what INT4 said here.
+    from compute capability 8.0; before that exllama, and its own AWQ GEMM, which since 0.3 unpacks the weights first
+    from 256 tokens on (2566). Asked for "gptq", it took exllama until both were merged into one (37767 to 37770, March
+    2026; 0.32 has auto_gptq.py), which is dated here as 0.19.
     """
     if row.precision in _SIXTEEN:
         return "16bit"
     if row.precision.startswith("INT8 RTN"):
         return "w8a16"
     numbers = version(row.engine_version)
+    if "forced => exllama" in row.precision and row.engine == "vLLM":
+        # AccelMark's runner asks for "gptq" where it gives its engine a batch, and lets its server choose for itself
+        # (runners/nvidia_vllm_47f5d58e/runner.py, load_model: only llm_kwargs has quantization).
+        chosen = numbers >= (0, 19) or not row.load.startswith("offline")
+        return "marlin" if chosen and not row.gpu.startswith("V100") else "exllama"
     if row.precision == "INT4 GPTQ" and row.engine == "vLLM":
         return "marlin" if numbers >= (0, 4, 2) else "exllama"
     if row.precision == "INT4 AWQ" and row.engine == "vLLM" and numbers:
-        return "marlin" if numbers >= (0, 5, 3) else "awq-gemm"
+        return "marlin" if numbers >= (0, 5, 3) else "awq-dequant" if numbers >= (0, 3) else "awq-gemm"
     if row.precision.startswith("INT4 GPTQ (auto-Marlin"):
         return "marlin"
     return next((kernel for words, kernel in _KERNELS if words in row.precision), None)
@@ -364,11 +373,15 @@ def load(row: Row) -> PublishedLoad | None:
 def _guess(row: Row) -> tuple[Condition | None, Quantity | None, float | None]:
     """Condition, quantity and value of a row, whether or not it is kept; None where they cannot be told."""
     found, sizes, pressure, how = quantity(row), lengths(row), load(row), kernel(row)
+    if found == "tok_s" and "one-batch bench" in row.note and row.metric == "output_throughput":
+        found = "tpot_p50_ms"  # SGLang's bench_one_batch tells the decode steps' tokens a second
     if found is None or sizes is None or pressure is None or how is None:
         return None, None, None
     if row.gpu not in CARDS or row.model not in SHAPES:
         return None, None, None
     value = _as_tok_s(row, sizes, pressure) if found == "tok_s" else row.value
+    if found == "tpot_p50_ms" and row.unit == "tok/s":
+        value = 1e3 * pressure.n / row.value
     if value is None:
         return None, None, None
     accelmark = row.source.startswith("accelmark")
@@ -384,10 +397,19 @@ def _guess(row: Row) -> tuple[Condition | None, Quantity | None, float | None]:
         # AccelMark's runner gives 512 to its batch engine and leaves the server's default to the other.
         max_num_seqs=512 if accelmark and pressure.kind == "burst" else 256,
         max_model_len=_context(row, sizes),
+        streamed=pressure.kind != "burst" and row.source in _streaming(),
         # The default of max_seq_len_to_capture in the first engines; the page for Qwen2 says that it kept the defaults.
         graphs_to=8192 if row.engine == "vLLM" and () < version(row.engine_version) < (0, 6) else None,
     )
     return condition, found, value
+
+
+@cache
+def _streaming() -> frozenset[str]:
+    """Sources that publish when tokens came: whoever knows that had them streamed."""
+    return frozenset(
+        row.source for row in read() if "ttft" in row.metric or "tpot" in row.metric or "itl" in row.metric
+    )
 
 
 def _context(row: Row, sizes: Lengths) -> int:

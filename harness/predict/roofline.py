@@ -15,12 +15,13 @@ A linear layer of K inputs and N outputs on T tokens reads its weights and moves
 Bandwidth has a second ceiling, of the multiprocessors: each streams weights at `sm_` GB/s at most, less where it has to
 unpack them, which cards with few of them and fast memory (H20, H200) feel.
 
-Kernel families differ in what they read and in how they multiply (`KERNELS`). Those that unpack in the inner loop of a
-matrix-vector product (AWQ's GEMM at few tokens, exllama) pay for each row anew: `row` is the share of the tensor rate
-at which they do. From `dequantize_from` tokens on, weights are written out in 16 bit and multiplied by the library.
+Kernel families differ in what they read and in how they multiply (`KERNELS`). Those that multiply row by row without
+tensor cores (AWQ's own at few tokens, exllama) pay for each row anew, by the multiprocessors' own rate (`row_`). From
+`dequantize_from` tokens on, weights are written out in 16 bit and multiplied by the library.
 
-Decoding replays a CUDA graph; a step with prompt tokens does not, and is launched layer by layer by the host, which is
-slower than a small card's kernels: such a step takes the longer of the two.
+Decoding replays a CUDA graph; a step with prompt tokens does not, or only in pieces, and is launched layer by layer by
+the host: such a step takes the longer of the two. The engine before V1 streams its answers from the process, and the
+thread, that runs the steps, so there each sequence costs more where somebody listens (`stream_v0_s`).
 """
 
 from __future__ import annotations
@@ -68,20 +69,21 @@ class Kernel:
         return tuple(name for name in (self.read, self.stream, self.mma, self.row, self.plateau, self.call) if name)
 
 
+_AWQ = Kernel(
+    4,
+    group=128,
+    zeros=True,
+    read="read_awq",
+    mma="mma_awq",
+    row="row_awq",
+    plateau="plateau_awq",
+    call="call_int4_s",
+)
 KERNELS: Mapping[str, Kernel] = {
     "16bit": Kernel(16),
     "marlin": Kernel(4, group=128, read="read_int4", stream="sm_int4_gb_s", mma="mma_int4", call="call_int4_s"),
-    "awq-gemm": Kernel(4, group=128, zeros=True, read="read_awq", mma="mma_awq", row="row_awq", plateau="plateau_awq"),
-    "awq-dequant": Kernel(
-        4,
-        group=128,
-        zeros=True,
-        read="read_awq",
-        mma="mma_awq",
-        row="row_awq",
-        plateau="plateau_awq",
-        dequantize_from=256,
-    ),
+    "awq-gemm": _AWQ,
+    "awq-dequant": replace(_AWQ, dequantize_from=256),
     "exllama": Kernel(4, group=128, read="read_exllama", row="row_exllama", dequantize_from=50),
     "w8a16": Kernel(8, group=128, read="read_int8", mma="mma_int4", call="call_int4_s"),
     "w8a8": Kernel(8, rate="int8", read="read_w8a8", mma="mma_w8a8"),
@@ -94,7 +96,7 @@ KERNELS: Mapping[str, Kernel] = {
 class Coefficients:
     """What is fitted (scenarios/catalogue/coefficients.toml). The values here are where a fit starts from.
 
-    Shares of the data sheet's bandwidth (`read_`), of its dense tensor rate (`mma_`, `row_`); seconds (`_s`).
+    Shares of the data sheet's bandwidth (`read_`), of its dense tensor rate (`mma_`); seconds (`_s`).
     """
 
     read_16: float = 0.85
@@ -108,28 +110,33 @@ class Coefficients:
     sm_16_gb_s: float = 20.0
     """Weights that one multiprocessor can stream, 10^9 bytes/s; 8-bit ones too."""
     sm_int4_gb_s: float = 12.0
-    call_int4_s: float = 2e-6
-    """Of each call of Marlin, beyond its bytes: it begins with locks and ends with a reduction."""
+    call_int4_s: float = 5e-6
+    """Of each call of Marlin or AWQ's kernel, beyond its bytes: they end with a sum over blocks."""
     mma_16: float = 0.70
     mma_int4: float = 0.50
     mma_awq: float = 0.16
     mma_w8a8: float = 0.55
     mma_fp8: float = 0.55
     mma_attention: float = 0.45
-    row_awq: float = 0.017
-    row_exllama: float = 0.055
+    row_awq: float = 0.03
+    """10^12 operations/s of a multiprocessor, without tensor cores."""
+    row_exllama: float = 0.2
     plateau_awq: float = 3.0
     corner: float = 3.0
     """p of the rounded corner."""
     layer_s: float = 15e-6
     """Of each layer in a replayed graph: what its small kernels take beyond their bytes."""
-    eager_layer_s: float = 150e-6
+    eager_v0_layer_s: float = 150e-6
     """Of each layer where the host launches it."""
+    eager_v1_layer_s: float = 80e-6
+    """The same in pieces of graphs."""
     step_v0_s: float = 1.5e-3
     step_v1_s: float = 1.0e-3
     sequence_v0_s: float = 40e-6
     sequence_v1_s: float = 15e-6
-    """Host's work for each sequence in a step: bookkeeping, sampling's arguments, detokenizing, sending."""
+    """Host's work for each sequence in a step: bookkeeping, sampling's arguments, detokenizing."""
+    stream_v0_s: float = 100e-6
+    """More of it where answers are streamed."""
     request_s: float = 8e-3
     """From the client's send to the scheduler, and from the first token to the client."""
 
@@ -197,6 +204,8 @@ class Steps:
     era: Era = "v1"
     eager: bool = False
     """Decodes without CUDA graphs, too."""
+    streamed: bool = True
+    """Somebody listens; False: a batch, answered at its end."""
     _decodes: dict[int, tuple[float, float]] = field(default_factory=dict, compare=False, repr=False)
     _linears: dict[int, float] = field(default_factory=dict, compare=False, repr=False)
 
@@ -245,7 +254,7 @@ class Steps:
             plateau = getattr(c, kernel.plateau) * 2 * inputs * outputs / self._bandwidth(c.read_16)
             compute = self._rounded(compute, plateau)
         if kernel.row is not None:
-            rows = operations / (self._tensor("16bit") * getattr(c, kernel.row))
+            rows = operations / ((self.card.sms or 1) * getattr(c, kernel.row) * 1e12 * self.factors.tensor)
             compute = rows if kernel.plateau is None else min(rows, compute)
         return self._rounded(memory, compute)
 
@@ -274,12 +283,15 @@ class Steps:
 
     def _host(self, sequences: int) -> float:
         c = self.coefficients
-        step, each = (c.step_v0_s, c.sequence_v0_s) if self.era == "v0" else (c.step_v1_s, c.sequence_v1_s)
-        return (step + each * sequences) * self.factors.host
+        if self.era == "v1":
+            return (c.step_v1_s + c.sequence_v1_s * sequences) * self.factors.host
+        each = c.sequence_v0_s + (c.stream_v0_s if self.streamed else 0.0)
+        return (c.step_v0_s + each * sequences) * self.factors.host
 
     def _launched(self, gpu: float) -> float:
         """Of a step without graphs: the card's time, or the time that the host takes to launch it, if that is more."""
-        return self._rounded(gpu, self.shape.layers * self.coefficients.eager_layer_s * self.factors.host)
+        layer_s = self.coefficients.eager_v0_layer_s if self.era == "v0" else self.coefficients.eager_v1_layer_s
+        return self._rounded(gpu, self.shape.layers * layer_s * self.factors.host)
 
     # --- ceilings -----------------------------------------------------------------------------------------------------
 

@@ -74,9 +74,12 @@ def test_each_part_of_the_rule_leaves_out_what_breaks_it(change: dict[str, str],
     [
         ("vLLM", "0.4.2", "INT4 GPTQ", "marlin"),
         ("vLLM", "0.4.1", "INT4 GPTQ", "exllama"),
-        ("vLLM", "0.4.2", "INT4 AWQ", "awq-gemm"),
+        ("vLLM", "0.2.7", "INT4 AWQ", "awq-gemm"),
+        ("vLLM", "0.4.2", "INT4 AWQ", "awq-dequant"),
+        ("vLLM", "0.19.1rc1", "INT4 GPTQ W4A16 (quantization=gptq forced => exllama kernel, NOT Marlin)", "marlin"),
         ("vLLM", "0.6.3", "INT4 AWQ", "marlin"),
-        ("vLLM", "0.7.3", "INT4 GPTQ W4A16 (quantization=gptq forced => exllama kernel, NOT Marlin)", "exllama"),
+        ("vLLM", "0.7.3", "INT4 GPTQ W4A16 (quantization=gptq forced => exllama kernel, NOT Marlin)", "marlin"),
+        ("SGLang", "0.5.6", "INT4 GPTQ W4A16 (quantization=gptq forced => exllama kernel, NOT Marlin)", "exllama"),
         ("SGLang", "0.4.6.post1", "INT4 AWQ (awq_marlin in SGLang)", "marlin"),
         ("vLLM", "0.7.3", "INT8 W8A16 (GPTQ/Marlin-type weight-only)", "w8a16"),
         ("vLLM", "0.7.3", "INT8 W8A8", "w8a8"),
@@ -90,6 +93,14 @@ def test_the_kernel_follows_from_precision_and_version(
 ) -> None:
     row = replace(GOOD, engine=engine, engine_version=version, precision=precision)
     assert published.kernel(row) == kernel
+
+
+def test_what_a_runner_forces_holds_where_it_forces_it() -> None:
+    """AccelMark's runner names the method to its batch engine alone; V100 has no Marlin."""
+    forced = replace(GOOD, precision="INT4 GPTQ W4A16 (quantization=gptq forced => exllama kernel, NOT Marlin)")
+    assert published.kernel(forced) == "marlin"
+    assert published.kernel(replace(forced, load="offline, 100 reqs at once")) == "exllama"
+    assert published.kernel(replace(forced, gpu="V100S 32GB")) == "exllama"
 
 
 def test_total_tokens_and_requests_become_output_tokens_by_the_lengths() -> None:
