@@ -6,7 +6,7 @@ Served (card, model, precision, limits) + Scenario + Cell ─► simulate ─►
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ from harness.architecture import Architecture
 from harness.errors import InputError
 from harness.load.schedule import Arrival
 from harness.predict import memory as memories
+from harness.predict import processor
 from harness.predict.cards import Card
-from harness.predict.limits import Limits
+from harness.predict.limits import Limits, StepTime
 from harness.predict.loads import CellLoad, cell_load
 from harness.predict.memory import Memory
 from harness.predict.roofline import AS_PREDICTED, KERNELS, Coefficients, Factors, Steps, kernel_of
@@ -39,10 +40,10 @@ class Served:
     shape: Architecture
     precision: str
     kernel: str
-    """A key of roofline.KERNELS."""
+    """A key of roofline.KERNELS, or of processor.KERNELS."""
     memory: Memory
     limits: Limits
-    steps: Steps
+    steps: StepTime
 
 
 def served(
@@ -59,7 +60,7 @@ def served(
     kv_cache_gib: float | None = None,
 ) -> Served:
     """What is served, with the limits that vLLM takes by default. Raises InputError where it does not fit the card."""
-    kernel, context = kernel_of(card, precision), context_served(scenario)
+    context = context_served(scenario)
     batched = max_num_batched_tokens or memories.default_batch(card)[1]
     found = memories.memory(
         card,
@@ -72,16 +73,50 @@ def served(
         block_size=memories.default_block_size(card),
         kv_cache_gib=kv_cache_gib,
     )
-    limits = Limits(
+    kernel, limits, steps = engine(
+        card,
+        shape,
+        precision,
+        coefficients,
+        factors,
         kv_blocks=found.kv_blocks,
-        block_size=memories.default_block_size(card),
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=batched,
         max_model_len=context,
+    )
+    return Served(card, shape, precision, kernel, found, limits, steps)
+
+
+def engine(
+    card: Card,
+    shape: Architecture,
+    precision: str,
+    coefficients: Coefficients,
+    factors: Factors = AS_PREDICTED,
+    *,
+    kv_blocks: int,
+    max_num_seqs: int = 256,
+    max_num_batched_tokens: int | None = None,
+    max_model_len: int | None = None,
+) -> tuple[str, Limits, StepTime]:
+    """The kernel, and what the scheduler is given: limits and step times, of a card or of a processor.
+
+    Raises InputError for a precision without a kernel there.
+    """
+    limits = Limits(
+        kv_blocks=kv_blocks,
+        block_size=memories.default_block_size(card),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens or memories.default_batch(card)[1],
+        max_model_len=max_model_len,
         request_s=coefficients.request_s * factors.host,
     )
-    steps = Steps(card, shape, KERNELS[kernel], coefficients, factors)
-    return Served(card, shape, precision, kernel, found, limits, steps)
+    if card.generation == "cpu":
+        kernel = processor.kernel_on(card, precision)
+        steps = processor.ProcessorSteps(card, shape, processor.KERNELS[kernel], factors)
+        return kernel, replace(limits, request_s=processor.request_s(factors)), steps
+    kernel = kernel_of(card, precision)
+    return kernel, limits, Steps(card, shape, KERNELS[kernel], coefficients, factors)
 
 
 def check_scenario(scenario: Scenario) -> None:

@@ -203,6 +203,23 @@ def gpus(
         console.print(f"rows    {out}", markup=False, highlight=False)
 
 
+@app.command()
+def calibrate(
+    run: Annotated[Path, typer.Argument(help="A measured run, results/<run>.")],
+    use: Annotated[
+        str | None, typer.Option(help="Points to fit to, as bf16:1,bf16:8,awq:4. [spread over the loads]")
+    ] = None,
+    points: Annotated[int, typer.Option(help="How many to choose without --use, 3 to 6.")] = 3,
+    gpu: Gpu = None,
+    model: Annotated[str | None, typer.Option(help="A shape or config.json in place of the run's model.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Profile to write, a .toml file.")] = None,
+) -> None:
+    """Fit few factors of your own card to 3 to 6 measured points, predict the rest, say what to measure next."""
+    from harness.predict import calibration
+
+    calibration.run(decide.console(), run, use=use, count=points, gpu=gpu, model=model, out=out)
+
+
 @app.command("serve-simulated")
 def serve_simulated(
     gpu: Annotated[str, typer.Option(help="The card, as l4 or rtx-4080, or a .toml file. [bench gpus --list]")],

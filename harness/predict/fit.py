@@ -3,9 +3,9 @@
     observations ─► log(predicted / observed) ─► Gauss-Newton on the logs of the coefficients ─► Coefficients
 
 Robust least squares: errors beyond `SCALE` count by their size, not their square (the pseudo-Huber loss), because hosts
-differ and a published row may be wrong. A card's rows weigh n^-1/2 each, so that the much-measured ones do not decide
-alone. Each coefficient is held to its starting value by a normal prior of its log (`PRIOR`): what no row tells stays
-where the literature has it, and a fit to few rows moves little.
+differ and a published row may be wrong. A card's rows weigh n^-1/2 each, and so do a curve's points, so that the
+much-measured ones do not decide alone. Each coefficient is held to its starting value by a normal prior of its log
+(`PRIOR`): what no row tells stays where the literature has it, and a fit to few rows moves little.
 
 Leaving a card out, its rows and its kernel curves are not in the sums. The Jacobian is taken over from the fit to all,
 as in the chord method, so that a fold costs seconds: what is minimised, and what comes out of it, is still of the other
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from harness.predict import cards, shapes
 from harness.predict.expect import expected, uses
 from harness.predict.published import Case, Condition, Quantity, Row, cases, read
-from harness.predict.roofline import KERNELS, NAMES, Coefficients, Factors, Steps, changed, fused
+from harness.predict.roofline import KERNELS, NAMES, Coefficients, Steps, changed, fused
 
 Floats = NDArray[np.float64]
 
@@ -42,7 +42,8 @@ PRIORS: Mapping[str, float] = dict.fromkeys(("read_16", "read_int4", "read_int8"
 """Narrower where physics is: a share of the bandwidth cannot be above 1. Wider where nothing was known before."""
 WEIGHTS: Mapping[str, float] = {"tok_s": 1.0, "tpot_p50_ms": 1.0, "ttft_p50_ms": 0.4}
 """Of a quantity's rows; those that are not here (99th percentiles) are predicted, not fitted."""
-ROUNDS = 6
+ROUNDS, ENOUGH = 10, 0.0005
+"""A fit ends after so many rounds, or when one makes the loss smaller by no more than this share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +56,10 @@ class Curve:
     layers: tuple[tuple[int, int], ...]
     """(in, out) of the linears that were timed, one after another."""
     speedup: float
-    clock: float = 1.0
-    """Tensor rate as a share of the boost clock's."""
 
     def predicted(self, coefficients: Coefficients) -> float:
         card, shape = cards.card(self.card), shapes.shape("llama-2-7b").architecture
-        steps = Steps(card, shape, KERNELS[self.kernel], coefficients, Factors(tensor=self.clock))
+        steps = Steps(card, shape, KERNELS[self.kernel], coefficients)
         plain = sum(steps.linear(k, n, self.tokens, KERNELS["16bit"]) for k, n in self.layers)
         return plain / sum(steps.linear(k, n, self.tokens) for k, n in self.layers)
 
@@ -83,8 +82,6 @@ _CURVE_CARDS = {
     "RTX A6000 48GB": "rtx-a6000",
     "A100-80GB": "a100-80gb-sxm",
 }
-BASE_CLOCK = 885 / 1695
-"""Of an A10: base over boost clock, MHz (NVIDIA's data sheet), for the curves that were locked to it."""
 
 
 def curves(rows: Iterable[Row] | None = None) -> tuple[Curve, ...]:
@@ -94,11 +91,11 @@ def curves(rows: Iterable[Row] | None = None) -> tuple[Curve, ...]:
         layers, kernel = _CURVE_LAYERS.get(row.model), _CURVE_KERNELS.get(row.precision)
         if not row.metric.startswith("speedup_vs_fp16") or layers is None or kernel is None:
             continue
-        if row.gpu not in _CURVE_CARDS and int(row.load) < LARGE:
+        slowed = row.engine_version == "locked base clock"  # catalogues rate cards at their boost clock
+        if slowed or (row.gpu not in _CURVE_CARDS and int(row.load) < LARGE):
             continue
-        clock = BASE_CLOCK if row.engine_version == "locked base clock" else 1.0
         card = _CURVE_CARDS.get(row.gpu, _UNNAMED)
-        found.append(Curve(card, kernel, int(row.load), layers, row.value, clock))
+        found.append(Curve(card, kernel, int(row.load), layers, row.value))
     return tuple(found)
 
 
@@ -142,8 +139,10 @@ def observations() -> tuple[Observation, ...]:
         if case.condition and case.quantity and case.value
     ]
     points = curves()
-    count = Counter(point.card for point in points)
-    found += [Observation(point.card, count[point.card] ** -0.5, point.speedup, curve=point) for point in points]
+    count = Counter((point.card, point.kernel) for point in points)
+    found += [
+        Observation(point.card, count[point.card, point.kernel] ** -0.5, point.speedup, curve=point) for point in points
+    ]
     return tuple(found)
 
 
@@ -206,7 +205,7 @@ def fit(
             gained = 1 - _loss(observed, logs + step, tried) / _loss(observed, logs, now)
             logs, now = logs + step, tried
             say(f"fit, round {number + 1}: {gained:.1%} better")
-            if gained < 0.005:
+            if gained < ENOUGH:
                 break
         return Fit(logs, now, _jacobian(observed, logs, now, pool))
 

@@ -51,7 +51,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from harness.architecture import Architecture
-from harness.errors import InputError
+from harness.errors import InputError, ModelError
 from harness.models import GIB
 from harness.predict.cards import Card
 from harness.predict.roofline import KERNELS, kernel_of, weight_bytes
@@ -123,7 +123,7 @@ def memory(
     """The split of a card's memory.
 
     block_size: `default_block_size(card)`. kv_cache_gib: the cache of given size, the only way on a CPU. kv_bits: 8 for
-    --kv-cache-dtype fp8. Raises InputError when not even one request of max_model_len tokens fits; it names a precision
+    --kv-cache-dtype fp8. Raises ModelError when not even one request of max_model_len tokens fits; it names a precision
     that would.
     """
     weights = weights_gib(card, shape, precision)
@@ -208,7 +208,7 @@ def graphs_gib(max_num_seqs: int) -> float:
 
 def _does_not_fit(
     card: Card, shape: Architecture, precision: str, weights: float, cache: float, reserved: float, usable: float
-) -> InputError:
+) -> ModelError:
     """In the words of models.check_fits; all in GiB. `reserved`: what the engine keeps free."""
     beside = f" and {reserved:.2f} GiB for the engine itself" if reserved else ""
     problem = (
@@ -217,5 +217,5 @@ def _does_not_fit(
     )
     less = weights_gib(card, shape, "awq")
     if less < weights and less + reserved + cache <= usable:
-        return InputError(problem, remedy=f"take awq ({less:.1f} GiB of weights) or a shorter max_model_len")
-    return InputError(problem, remedy="take a smaller model, a shorter max_model_len, or a larger card")
+        return ModelError(problem, remedy=f"take awq ({less:.1f} GiB of weights) or a shorter max_model_len")
+    return ModelError(problem, remedy="take a smaller model, a shorter max_model_len, or a larger card")

@@ -152,6 +152,10 @@ class Factors:
     tensor: float = 1.0
     host: float = 1.0
     """Of the seconds that the host adds, launches included."""
+    quantized: float = 1.0
+    """Of a processor: the rate at which weights of few bits are multiplied once unpacked, on top of `tensor`."""
+    unpacking: float = 1.0
+    """Of a processor: the rate at which they are unpacked."""
 
 
 AS_PREDICTED = Factors()

@@ -9,7 +9,7 @@ _lo and _hi of its figures are the band of validation: where a measurement of th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,15 +21,19 @@ from rich.console import Console
 from harness import job
 from harness.analysis.cost import price
 from harness.budget import Budget
-from harness.errors import InputError
+from harness.errors import InputError, ModelError
 from harness.job import SweepRequest
 from harness.models import known_shapes
+from harness.predict import calibrate, coefficients
 from harness.predict import cell as cells
-from harness.predict import coefficients
+from harness.predict import profile as profiles
 from harness.predict.bands import Bands, Basis, Figure, LoadClass, bands
 from harness.predict.cards import Card, card
 from harness.predict.cell import Served
+from harness.predict.profile import Profile
+from harness.predict.roofline import AS_PREDICTED
 from harness.predict.shapes import shape
+from harness.predict.subject import Server
 from harness.prices import load_prices, offer
 from harness.progress import Progress
 from harness.records import Cell, Scenario, SweepPoint, Verdict
@@ -50,6 +54,7 @@ _BANDED: tuple[tuple[str, Figure], ...] = (
 )
 """Column, and the figure whose band it has."""
 _TOLD: tuple[Figure, ...] = ("tok_s", "ttft_ms", "tpot_ms")
+Ends = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,36 +67,60 @@ class Plan:
     """By precision, in the order asked for."""
     basis: Basis
     bands: Bands
+    profile: Profile | None = None
+    unfit: tuple[str, ...] = ()
+    """Why precisions are left out that the card cannot hold."""
 
 
 def planned(request: SweepRequest) -> Plan:
     """Check what was typed and put together what is served. Raises KneebenchError before anything is written."""
-    if request.gpu is None:
-        raise InputError(
-            "--engine simulated without --gpu", allowed="a card of `bench gpus --list`", remedy="add --gpu l4"
-        )
     if request.repeats > 1:
         raise InputError(
             f"--repeats {request.repeats} of a prediction, which is the same each time",
             allowed="one; its error band stands in place of the spread of repeats",
         )
     cells.check_scenario(request.scenario)
-    found, model, known = card(request.gpu), shape(request.model), bands()
+    profile = None if request.profile is None else profiles.read(request.profile)
+    found, model, known = _card(request.gpu, profile), shape(request.model), bands()
     names = [without_bf16(name, found) for name in request.precisions]
-    served = {
-        name: cells.served(
-            found,
-            model.architecture,
-            name,
-            request.scenario,
-            coefficients.fitted(),
-            max_num_seqs=request.max_num_seqs,
-            gpu_memory_utilization=request.gpu_memory_utilization,
-            kv_cache_gib=request.kv_cache_gib,
+    served: dict[str, Served] = {}
+    unfit: list[ModelError] = []
+    for name in dict.fromkeys(names):
+        try:
+            served[name] = cells.served(
+                found,
+                model.architecture,
+                name,
+                request.scenario,
+                coefficients.fitted(),
+                factors=AS_PREDICTED if profile is None else profile.estimate.factors,
+                max_num_seqs=request.max_num_seqs,
+                gpu_memory_utilization=request.gpu_memory_utilization,
+                kv_cache_gib=request.kv_cache_gib,
+            )
+        except ModelError as error:
+            unfit.append(error)
+    if not served:
+        raise unfit[0]
+    basis = "calibrated" if profile else known.basis(found.id)
+    return Plan(request, found, served, basis, known, profile, tuple(map(str, unfit)))
+
+
+def _card(gpu: str | None, profile: Profile | None) -> Card:
+    """The card that is asked for, or the profile's."""
+    if profile is None:
+        if gpu is None:
+            raise InputError(
+                "a prediction without a card",
+                allowed="--gpu with a card of `bench gpus --list` or a .toml file, or --profile",
+                remedy="add --gpu l4",
+            )
+        return card(gpu)
+    if gpu is not None and card(gpu).id != profile.card.id:
+        raise InputError(
+            f"--gpu {gpu} with a profile of {profile.card.name}", allowed="the card that the profile was made on"
         )
-        for name in dict.fromkeys(names)
-    }
-    return Plan(request, found, served, known.basis(found.id), known)
+    return profile.card
 
 
 def without_bf16(precision: str, found: Card) -> str:
@@ -123,8 +152,10 @@ def sweep(request: SweepRequest, observer: Observer, argv: Sequence[str] = (), r
     began_s = time.monotonic()
     plan = planned(request)
     model = _as_measured(request.model)
-    if set(plan.served) != set(request.precisions):
+    if "bf16" in request.precisions and plan.card.bf16_tflops is None:
         observer.note(NO_BF16.format(card=plan.card.name))
+    for reason in plan.unfit:
+        observer.note(reason)
     with job.run_directory(request, model, resumed) as directory:
         directory.remember(TypeAdapter(SweepRequest).dump_python(request, mode="json"))
         variants = [Variant(name) for name in plan.served]
@@ -184,7 +215,26 @@ def _predicted(cell: Cell, plan: Plan, template: SweepPoint, directory: RunDirec
     for record in cells.records(cell, load, simulation):
         directory.add_request(record)
     found = cells.figures(scenario, load, simulation)
-    return banded(row(cell, plan.request, what, template, found), plan.basis, plan.bands)
+    point = row(cell, plan.request, what, template, found)
+    if plan.profile is None:
+        return banded(point, plan.basis, plan.bands)
+    return with_ends(point, _calibrated(cell, plan.profile, what, scenario), unvalidated=False)
+
+
+def _calibrated(cell: Cell, profile: Profile, what: Served, scenario: Scenario) -> dict[Figure, Ends]:
+    """Factors on a prediction that a profile leaves open."""
+    server = Server(
+        what.card,
+        what.shape,
+        scenario,
+        coefficients.fitted(),
+        {cell.precision: what.limits.kv_blocks},
+        what.limits.max_num_seqs,
+    )
+    found = calibrate.predicted(server, profile.estimate, cell).figures
+    names: dict[Figure, str] = {"tok_s": "tok_s", "ttft_ms": "ttft_p50_ms", "tpot_ms": "tpot_p50_ms"}
+    chosen = {figure: found[name] for figure, name in names.items() if name in found}
+    return {figure: (one.lo / one.value, one.hi / one.value) for figure, one in chosen.items()}
 
 
 def row(cell: Cell, request: SweepRequest, what: Served, template: SweepPoint, found: dict[str, Any]) -> SweepPoint:
@@ -211,16 +261,24 @@ def row(cell: Cell, request: SweepRequest, what: Served, template: SweepPoint, f
 
 
 def banded(point: SweepPoint, basis: Basis, known: Bands) -> SweepPoint:
-    """The row with the ends of its figures, and its verdict: suspect where its band is another architecture's."""
+    """The row with the bands of validation; suspect where they are another architecture's."""
     load: LoadClass = "open" if point.rate_rps is not None else "one" if point.conc == 1 else "users"
-    ends: dict[str, Any] = {}
+    ends = {figure: known.ends(figure, load, basis) for figure in _TOLD}
+    return with_ends(point, ends, unvalidated=basis == "architecture")
+
+
+def with_ends(point: SweepPoint, ends: Mapping[Figure, Ends], *, unvalidated: bool) -> SweepPoint:
+    """The row with the ends of its figures, and its verdict. `ends`: factors on the prediction."""
+    changed: dict[str, Any] = {}
     for name, figure in _BANDED:
-        value, (low, high) = getattr(point, name), known.ends(figure, load, basis)
-        ends[f"{name}_lo"], ends[f"{name}_hi"] = (None, None) if value is None else (value * low, value * high)
-    reasons = ["unvalidated"] if basis == "architecture" else []
+        value = getattr(point, name)
+        if value is not None and figure in ends:
+            low, high = ends[figure]
+            changed |= {f"{name}_lo": value * low, f"{name}_hi": value * high}
+    reasons = ["unvalidated"] if unvalidated else []
     reasons += ["preempting"] if point.preemptions else []
     verdict: Verdict = "suspect" if reasons else "valid"
-    return replace(point, verdict=verdict, verdict_reasons=tuple(reasons), **ends)
+    return replace(point, verdict=verdict, verdict_reasons=tuple(reasons), **changed)
 
 
 def _as_measured(model: str) -> str:
@@ -231,6 +289,8 @@ def _as_measured(model: str) -> str:
 
 def _told(plan: Plan) -> dict[str, Any]:
     """What run.toml says of the prediction, for the box of its papers."""
+    if plan.profile is not None:
+        return {"card": plan.card.id, "basis": plan.basis, "n": len(plan.profile.cells), "of_run": plan.profile.run_id}
     users = {figure: plan.bands.band(figure, "users", plan.basis) for figure in _TOLD}
     return {
         "card": plan.card.id,

