@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness import __version__, decide
+from harness import __version__, decide, options
 from harness.errors import InputError, KneebenchError
 from harness.predict import commands as cards
 from harness.quality import commands as quality
@@ -80,17 +80,13 @@ def sweep(
     precisions: Annotated[
         str | None, typer.Option(help="bf16, rtn, awq, gptq, awq+gptq, smoothquant, or NAME=PATH|HUB-ID. [bf16,awq]")
     ] = None,
-    conc: Annotated[str | None, typer.Option(help="Concurrent users, one cell each. [1,8,16,32]")] = None,
-    scenario: Annotated[str, typer.Option(help="A name (chat, batch, rag, code, agent) or a .toml file.")] = "chat",
-    arrivals: Annotated[
-        str | None, typer.Option(help="closed, constant, poisson, gamma or trace; overrides the scenario.")
-    ] = None,
-    rate: Annotated[str | None, typer.Option(help="Requests a second of an open loop, one cell each.")] = None,
-    input_tokens: Annotated[int | None, typer.Option(help="Mean prompt length; overrides the scenario.")] = None,
-    output_tokens: Annotated[int | None, typer.Option(help="Mean answer length; overrides the scenario.")] = None,
-    requests: Annotated[
-        int | None, typer.Option(help="Requests in each cell's window; overrides the scenario.")
-    ] = None,
+    conc: options.Concurrency = None,
+    scenario: options.Scenario = "chat",
+    arrivals: options.Arrivals = None,
+    rate: options.Rate = None,
+    input_tokens: options.InputTokens = None,
+    output_tokens: options.OutputTokens = None,
+    requests: options.Requests = None,
     precision: Annotated[
         str | None,
         typer.Option(
@@ -105,21 +101,17 @@ def sweep(
     max_minutes: Annotated[float | None, typer.Option(min=0.1, help="Budget of --until, from the start. [60]")] = None,
     max_conc: Annotated[int | None, typer.Option(min=1, max=4096, help="Most users that --until tries. [256]")] = None,
     max_window: Annotated[str | None, typer.Option(help="Longest window of a cell, as 120s.")] = None,
-    slo: Annotated[
-        str | None, typer.Option(help="Service level: p95=3s, ttft=500ms, tpot=50ms, goodput=90%, joined by commas.")
-    ] = None,
+    slo: options.ServiceLevel = None,
     slo_p95: Annotated[str | None, typer.Option(help="Short for --slo p95=..., as 3s or 800ms.")] = None,
     usd_per_hour: Annotated[float | None, typer.Option(help="Price of the card.")] = None,
-    utilisation: Annotated[float | None, typer.Option(help="Share of the hour under this load, 0 to 1.")] = None,
+    utilisation: options.Utilisation = None,
     seed: Annotated[int | None, typer.Option(help="Seed of prompts and lengths.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Server sessions for each precision, interleaved ABBA.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Run directory. [results/<date>-<model>-<scenario>]")] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Carry on with an interrupted run; everything else is read from it.")
     ] = None,
-    assume: Annotated[
-        Path | None, typer.Option(help="Prices and traffic for the reports, a .toml file (docs/cost.md).")
-    ] = None,
+    assume: options.Assume = None,
     endpoint: Annotated[
         str | None, typer.Option(help="Measure a server that runs already; key from KNEEBENCH_API_KEY.")
     ] = None,
@@ -127,8 +119,8 @@ def sweep(
     calibration: Annotated[Path | None, typer.Option(help="Text for AWQ: .txt or .jsonl. [the model's own]")] = None,
     engine_python: Annotated[Path | None, typer.Option(help="Python of an environment that has vLLM.")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port for vLLM on loopback. [a free one]")] = None,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="vLLM's limit on requests in a batch.")] = 256,
-    gpu_memory_utilization: Annotated[float, typer.Option(min=0.05, max=1.0, help="vLLM's share of the card.")] = 0.9,
+    max_num_seqs: options.MaxNumSeqs = 256,
+    gpu_memory_utilization: options.GpuMemoryUtilization = 0.9,
     kv_cache_gib: Annotated[float | None, typer.Option(min=0.1, help="KV cache on a CPU machine.")] = None,
     engine_arg: Annotated[list[str] | None, typer.Option(help="Passed to vLLM as it is; may be repeated.")] = None,
     client_processes: Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from harness import decide
+from harness import decide, options
 from harness.errors import InputError
 
 app = typer.Typer()
@@ -27,33 +27,25 @@ def predict(
     precisions: Annotated[
         str, typer.Option(help="bf16, awq, gptq, rtn, awq+gptq, w8a16, w8a8, fp8; NAME@KERNEL for another kernel.")
     ] = "bf16,awq",
-    conc: Annotated[str | None, typer.Option(help="Concurrent users, one cell each. [1,8,16,32]")] = None,
-    scenario: Annotated[str, typer.Option(help="A name (chat, batch, code) or a .toml file.")] = "chat",
-    arrivals: Annotated[
-        str | None, typer.Option(help="closed, constant, poisson, gamma or trace; overrides the scenario.")
-    ] = None,
-    rate: Annotated[str | None, typer.Option(help="Requests a second of an open loop, one cell each.")] = None,
-    input_tokens: Annotated[int | None, typer.Option(help="Mean prompt length; overrides the scenario.")] = None,
-    output_tokens: Annotated[int | None, typer.Option(help="Mean answer length; overrides the scenario.")] = None,
-    requests: Annotated[
-        int | None, typer.Option(help="Requests in each cell's window; overrides the scenario.")
-    ] = None,
-    slo: Annotated[
-        str | None, typer.Option(help="Service level: p95=3s, ttft=500ms, tpot=50ms, goodput=90%, joined by commas.")
-    ] = None,
+    conc: options.Concurrency = None,
+    scenario: options.Scenario = "chat",
+    arrivals: options.Arrivals = None,
+    rate: options.Rate = None,
+    input_tokens: options.InputTokens = None,
+    output_tokens: options.OutputTokens = None,
+    requests: options.Requests = None,
+    slo: options.ServiceLevel = None,
     usd_per_hour: Annotated[float | None, typer.Option(help="Price of the card. [its rent in the catalogue]")] = None,
-    utilisation: Annotated[float | None, typer.Option(help="Share of the hour under this load, 0 to 1.")] = None,
+    utilisation: options.Utilisation = None,
     seed: Annotated[int | None, typer.Option(help="Seed of lengths and arrivals.")] = None,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="vLLM's limit on requests in a batch.")] = 256,
-    gpu_memory_utilization: Annotated[float, typer.Option(min=0.05, max=1.0, help="vLLM's share of the card.")] = 0.9,
+    max_num_seqs: options.MaxNumSeqs = 256,
+    gpu_memory_utilization: options.GpuMemoryUtilization = 0.9,
     kv_cache_gib: Annotated[float | None, typer.Option(min=0.1, help="KV cache of a given size.")] = None,
     profile: Profile = None,
     out: Annotated[
         Path | None, typer.Option(help="Run directory to write, with its papers. [only the terminal]")
     ] = None,
-    assume: Annotated[
-        Path | None, typer.Option(help="Prices and traffic for the reports, a .toml file (docs/cost.md).")
-    ] = None,
+    assume: options.Assume = None,
     validate: Annotated[
         bool, typer.Option("--validate", help="How wrong predictions are, by what was published; nothing else is read.")
     ] = False,
@@ -128,12 +120,10 @@ def gpus(
     users: Annotated[int | None, typer.Option(help="Concurrent users at the peak.")] = None,
     requests_per_day: Annotated[float | None, typer.Option(help="Expected traffic.")] = None,
     peak_factor: Annotated[float | None, typer.Option(help="Rate at the peak over the day's mean. [3]")] = None,
-    scenario: Annotated[str, typer.Option(help="A name (chat, batch, code) or a .toml file.")] = "chat",
-    input_tokens: Annotated[int | None, typer.Option(help="Mean prompt length; overrides the scenario.")] = None,
-    output_tokens: Annotated[int | None, typer.Option(help="Mean answer length; overrides the scenario.")] = None,
-    slo: Annotated[
-        str | None, typer.Option(help="p95=3s, ttft=500ms, tpot=50ms, goodput=90%, joined by commas.")
-    ] = None,
+    scenario: options.Scenario = "chat",
+    input_tokens: options.InputTokens = None,
+    output_tokens: options.OutputTokens = None,
+    slo: options.ServiceLevel = None,
     cards: Annotated[str | None, typer.Option(help="l4,rtx-4080,... or .toml files. [the whole catalogue]")] = None,
     prices: Annotated[Path | None, typer.Option(help="Your own prices, a .toml file like the catalogue.")] = None,
     headroom: Annotated[str | None, typer.Option(help="Share of a card that is kept free. [20%]")] = None,
@@ -143,7 +133,7 @@ def gpus(
         str | None, typer.Option(help="With --own: a region's electricity of the catalogue.")
     ] = None,
     max_users: Annotated[int, typer.Option(min=1, max=4096, help="The most users that are tried on a card.")] = 256,
-    assume: Annotated[Path | None, typer.Option(help="Hosts, years and traffic, a .toml file (docs/cost.md).")] = None,
+    assume: options.Assume = None,
     top: Annotated[int | None, typer.Option(min=1, help="Show the cheapest so many. [all]")] = None,
     out: Annotated[Path | None, typer.Option(help="Write every row as well: a .csv or a .md file.")] = None,
     show_list: Annotated[bool, typer.Option("--list", help="The catalogue of cards, and nothing else.")] = False,
@@ -228,8 +218,8 @@ def serve_simulated(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 0,
     max_model_len: Annotated[int | None, typer.Option(min=16, help="Context. [the model's own, 8192 at most]")] = None,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="vLLM's limit on requests in a batch.")] = 256,
-    gpu_memory_utilization: Annotated[float, typer.Option(min=0.05, max=1.0, help="vLLM's share of the card.")] = 0.9,
+    max_num_seqs: options.MaxNumSeqs = 256,
+    gpu_memory_utilization: options.GpuMemoryUtilization = 0.9,
     kv_cache_gib: Annotated[float | None, typer.Option(min=0.1, help="KV cache of a given size.")] = None,
     speed: Annotated[float, typer.Option(min=0.01, max=1000.0, help="So many times faster than predicted.")] = 1.0,
 ) -> None:
