@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from scipy.optimize import minimize
 
 from harness.predict import fit
 from harness.predict.expect import expected
@@ -65,3 +67,29 @@ def test_observations_are_kept_rows_and_curves() -> None:
     assert sum(item.curve is not None for item in found) == len(fit.curves()) > 20
     rates = {item.condition.load.rate_rps for item in found if item.case is not None}
     assert {5.0, 10.0} <= rates and 100.0 not in rates  # of each source the lowest
+
+
+def test_a_step_finds_what_a_general_minimiser_finds() -> None:
+    """Errors that are straight lines of two coefficients, with unequal weights and an outlier: scipy's own minimiser of
+    the same loss is the oracle."""
+    rng = np.random.default_rng(3)
+    count = 40
+    weights = rng.uniform(0.1, 1.0, count)
+    observed = [Observation("l4", float(weight), 1.0) for weight in weights]
+    jacobian = np.zeros((count, len(NAMES)))
+    jacobian[:, :2] = rng.normal(size=(count, 2))
+    truth = np.zeros(len(NAMES))
+    truth[:2] = 0.1, -0.15
+    now = -jacobian @ truth + rng.normal(0, 0.05, count)
+    now[0] += 3.0
+    start = np.zeros(len(NAMES))
+
+    def loss(two: NDArray[np.float64]) -> float:
+        logs = start.copy()
+        logs[:2] = two
+        return fit._loss(observed, logs, now + jacobian @ logs)
+
+    oracle = minimize(loss, [0.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-12}).x
+    found = fit._solved(observed, start, now, jacobian)
+    assert found[:2] == pytest.approx(oracle, abs=2e-3)
+    assert not found[2:].any()
