@@ -91,9 +91,10 @@ def test_a_config_alone_gives_what_its_model_gives(tmp_path: Path) -> None:
 def test_sizes_and_cache_agree_with_the_sweeps(name: str) -> None:
     """The harness computes them from formulas of its own, to choose what it serves."""
     config = shape(name)
-    described = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
+    group = 128 if config["hidden_size"] % 128 == 0 else 64
+    described = {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True}
     before, after = architecture(config), architecture(config | {"quantization_config": described})
-    found = estimate(config, plan(config), "rtn", 0, rates=RATES)
+    found = estimate(config, plan(config, Scheme(group_size=group)), "rtn", 0, rates=RATES)
     assert before and after
     assert (found.before.card_bytes, found.after.card_bytes) == (before.weight_bytes, after.weight_bytes)
     assert found.kv_bytes == before.kv_bytes_per_token

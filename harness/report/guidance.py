@@ -38,6 +38,7 @@ MEANINGS = {
         "stay below these loads; longer contexts reach it sooner",
     ),
     "throttled": ("the card was slowed down by heat or by its power supply", "cool it, then measure again"),
+    "simulated_engine": ("`bench serve-simulated` answered, no engine: a prediction in real time", "measure an engine"),
     "engine_restarted": ("the engine died and was started again", "read its log before it serves anybody"),
     "engine_died": ("the engine died", "read its log before it serves anybody"),
     "gave_up": ("the cell did not come to its end", "read the engine's log"),

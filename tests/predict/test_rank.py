@@ -138,7 +138,7 @@ def test_a_rent_on_demand_goes_before_a_cheaper_one_and_spot_is_none() -> None:
 def test_the_safe_loads_are_those_of_every_step_tried(slo: str) -> None:
     """Bisection against trying all: the last step inside before the first outside, with each figure times its end.
 
-    p95 is as wrong as throughput, the other way round: between 1 / 1.6 and 1 / 0.5 of it.
+    p95 and TPOT are as wrong as throughput, the other way round: between 1 / 1.6 and 1 / 0.5 of it.
     """
     what = wanted("rtx-2000-ada", slo=slo, precisions=("bf16",), most=64)
     found = judge(what, "rtx-2000-ada")[0]
@@ -161,7 +161,7 @@ def test_the_safe_loads_are_those_of_every_step_tried(slo: str) -> None:
 
 def _inside(seen: dict[str, float], slo: Slo, of_p95: float, of_others: float) -> bool:
     limits = ((seen["p95_ms"] * of_p95, slo.p95_s), (seen["ttft_p95_ms"] * of_others, slo.ttft_s),
-              (seen["tpot_p95_ms"] * of_others, slo.tpot_s))  # fmt: skip
+              (seen["tpot_p95_ms"] * of_p95, slo.tpot_s))  # fmt: skip
     return all(limit is None or figure <= limit * 1e3 for figure, limit in limits)
 
 
