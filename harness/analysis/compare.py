@@ -120,7 +120,7 @@ def rows_ratio(metric: str, pairs: Sequence[Pair]) -> Estimate:
     pairs = _having(metric, pairs)
     if len(pairs) != 1:
         return _over_sessions(metric, pairs)
-    base, other = (_with_ends(metric, row) for row in pairs[0])
+    base, other = ([end or 0.0 for end in with_ends(metric, row)] for row in pairs[0])
     value = float(other[0] / base[0])
     if not all((*base, *other)):
         return Estimate(value)
@@ -130,16 +130,17 @@ def rows_ratio(metric: str, pairs: Sequence[Pair]) -> Estimate:
     )
 
 
-def _with_ends(metric: str, row: SweepPoint) -> list[float]:
-    """A figure and the ends of its interval, 0 for what is missing; that of a median is its 95th percentile's, scaled.
+def with_ends(metric: str, row: SweepPoint) -> tuple[float | None, float | None, float | None]:
+    """A figure and the ends of its interval; those of a median are its 95th percentile's, scaled.
 
-    Only predicted rows have one for their medians.
+    Only predicted rows have them for their medians.
     """
     value = getattr(row, metric)
     column = BAND_OF.get(metric, metric)
-    middle, *ends = (getattr(row, f"{column}{end}") for end in ("", "_lo", "_hi"))
-    scale = value / middle if middle else 0.0
-    return [value, *((end or 0.0) * scale for end in ends)]
+    middle, low, high = (getattr(row, f"{column}{end}") for end in ("", "_lo", "_hi"))
+    if value is None or not middle or low is None or high is None:
+        return value, None, None
+    return value, low * value / middle, high * value / middle
 
 
 def paired_percentile_ratio(base_ms: Floats, other_ms: Floats, q: float) -> Estimate:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.analysis.capacity import plan_cards
-from harness.analysis.compare import compare
+from harness.analysis.compare import compare, with_ends
 from harness.analysis.cost import stated_lines
 from harness.analysis.evidence import Evidence
 from harness.analysis.gate import TASK
@@ -31,27 +31,9 @@ from harness.report.tables import interval, number, throughput_lines
 
 def show_run(console: Console, run: Run) -> None:
     """The closing table, the knees in words, and how many times the baseline's tokens each precision delivers."""
-    knees = find_knees(run.points, run.slo)
-    words = run.words
-    table = Table(title="Predicted" if words.predicted else None, title_justify="left", box=None, pad_edge=False,
-                  header_style="bold")  # fmt: skip
-    unit = axis(run.points).unit
-    columns = ("precision", unit, "tok/s", "p95 ms", "TTFT p50", "TPOT p50", "GiB", "$/1M", "verdict")
-    for column in columns:
-        text = column in ("precision", "verdict")
-        table.add_column(column, justify="left" if text else "right", overflow="fold" if text else "ellipsis")
-    for point in run.points:
-        table.add_row(
-            Text(point.precision),
-            shown(load(point)),
-            *(_figure(value, form) for value, form in (
-                (point.tok_s, ",.0f"), (point.p95_ms, ",.0f"), (point.ttft_p50_ms, ",.0f"),
-                (point.tpot_p50_ms, ",.1f"), (point.vram_gib, ".2f"), (point.usd_per_1m_tokens, ".2f"),
-            )),
-            f"{point.verdict} {', '.join(point.verdict_reasons)}".strip(),
-        )  # fmt: skip
+    knees, words = find_knees(run.points, run.slo), run.words
     console.print()
-    console.print(table)
+    console.print(_predicted(run) if run.predicted else _measured(run))
     console.print()
     for knee in knees:
         told_alone = words.said(f"{label(knee.precision)} {alone(knee, run.points)}")
@@ -67,6 +49,39 @@ def show_run(console: Console, run: Run) -> None:
     if run.predicted:
         for line in (*told(run), measure_command(run)):
             console.print(f"\n{line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _measured(run: Run) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    unit = axis(run.points).unit
+    columns = ("precision", unit, "tok/s", "p95 ms", "TTFT p50", "TPOT p50", "GiB", "$/1M", "verdict")
+    for column in columns:
+        text = column in ("precision", "verdict")
+        table.add_column(column, justify="left" if text else "right", overflow="fold" if text else "ellipsis")
+    for point in run.points:
+        table.add_row(
+            Text(point.precision),
+            shown(load(point)),
+            *(_figure(value, form) for value, form in (
+                (point.tok_s, ",.0f"), (point.p95_ms, ",.0f"), (point.ttft_p50_ms, ",.0f"),
+                (point.tpot_p50_ms, ",.1f"), (point.vram_gib, ".2f"), (point.usd_per_1m_tokens, ".2f"),
+            )),
+            f"{point.verdict} {', '.join(point.verdict_reasons)}".strip(),
+        )  # fmt: skip
+    return table
+
+
+def _predicted(run: Run) -> Table:
+    """Each figure with its error band; what is the same of every row (the verdict) is told once, below."""
+    table = Table(title="Predicted [95 % error band]", title_justify="left", box=None, pad_edge=False,
+                  header_style="bold")  # fmt: skip
+    table.add_column("precision", overflow="fold")
+    for column in (axis(run.points).unit, "tok/s", "p95 ms", "TTFT p50 ms", "TPOT p50 ms"):
+        table.add_column(column, justify="right", overflow="fold")
+    for point in run.points:
+        figures = (interval(*with_ends(name, point)) for name in ("tok_s", "p95_ms", "ttft_p50_ms", "tpot_p50_ms"))
+        table.add_row(Text(point.precision), shown(load(point)), *map(Text, figures))
+    return table
 
 
 def show_quality(console: Console, evidence: Evidence) -> None:
