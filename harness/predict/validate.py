@@ -10,6 +10,7 @@ out the card, and over folds that leave out its whole architecture for cards tha
 
 from __future__ import annotations
 
+import csv
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from harness.errors import KneebenchError
 from harness.predict import cards
-from harness.predict.bands import MIN_POINTS, Band, Basis, Figure, LoadClass, use
+from harness.predict.bands import Band, Basis, Figure, LoadClass, use
 from harness.predict.coefficients import Folds
 from harness.predict.expect import expected
 from harness.predict.published import Case, Condition, Quantity, cases
@@ -283,11 +284,6 @@ def published_points(found: Sequence[Miss]) -> dict[str, int]:
     return dict(Counter(cards.card(miss.condition.card).id for miss in found if miss.case.kept))
 
 
-def validated(found: Sequence[Miss]) -> list[str]:
-    """Cards with enough kept rows for the band of their own kind."""
-    return sorted(card for card, count in published_points(found).items() if count >= MIN_POINTS)
-
-
 def by(found: Sequence[Miss], key: Callable[[Miss], str]) -> list[tuple[str, int, float, float]]:
     """(key, rows, median error, median of ln(predicted / measured)) of each group, largest first."""
     groups: dict[str, list[Miss]] = defaultdict(list)
@@ -303,15 +299,12 @@ def by(found: Sequence[Miss], key: Callable[[Miss], str]) -> list[tuple[str, int
 
 def write_csv(found: Sequence[Miss], path: Path) -> None:
     """Every row beside its prediction, for whoever wants to look for themselves."""
-    import csv
-
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(
-            "source,card,model,engine,version,kernel,input,output,load,quantity,kept,left_out,measured,predicted,error".split(
-                ","
-            )
-        )
+            ["source", "card", "model", "engine", "version", "kernel", "input", "output", "load",
+             "quantity", "kept", "left_out", "measured", "predicted", "error"]
+        )  # fmt: skip
         for miss in found:
             row, condition = miss.case.row, miss.condition
             writer.writerow(
