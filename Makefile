@@ -5,6 +5,7 @@
 #   make check    what every commit passes: format, lint, types (make static alone), tests without an engine
 #   make lint     format and lint, mending what can be mended
 #   make bench    the project's own benchmarks
+#   make kernels  the CUDA kernels for every card that nvcc knows (needs a CUDA toolkit; a sweep with @kneebench does it too)
 #
 # pip's own configuration decides where packages come from. Where its index lacks the CPU build of torch, say where it
 # is:  make demo INDEX="--extra-index-url URL"
@@ -14,7 +15,7 @@ INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test static check lint bench venv engine clean
+.PHONY: demo test static check lint bench kernels venv engine clean
 
 demo: engine
 	$(BIN)/bench sweep
@@ -37,6 +38,9 @@ lint: venv
 bench: venv
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/clock.py
+
+kernels: venv
+	$(BIN)/python -m quantize.kernels.build
 
 venv: $(BIN)/.ready
 
