@@ -5,6 +5,7 @@
     gptq-3bit          the same with other bits. No kernel serves 2 and 3 bits, so what is served is the checkpoint
                        expanded: plain 16-bit weights that answer as it would, at the original's speed and size
     NAME=CHECKPOINT    one that exists
+    awq@kneebench      awq's own checkpoint, made once for both, served with our kernels; NAME@kneebench=CHECKPOINT too
 
 Quantizing runs in a process of its own: torch never enters the process that holds the clock.
 """
@@ -23,6 +24,7 @@ from typing import Any
 
 from harness import models
 from harness.architecture import quantization, read_config
+from harness.engines import plugin
 from harness.errors import InputError, MissingTool, RunError
 from harness.telemetry.gpu import gpus
 
@@ -31,6 +33,10 @@ METHODS = ("rtn", "awq", "gptq", "awq+gptq", "smoothquant", "qat", "qad")
 PRECISIONS = ("bf16", *METHODS)
 LOW_BITS = tuple(f"{method}-{bits}bit" for bits in (3, 2) for method in METHODS if method != "smoothquant")
 """For their answers, not for their speed."""
+_UNREAD = ("bf16", "smoothquant", *LOW_BITS)
+"""Precisions that are never stored as our kernels read them."""
+_NOT_READ = "is in no layout that our kernels read"
+_READ = f"@{plugin.NAME} with weights of 4 or 8 bits in the AWQ or the GPTQ layout"
 _LOW_BITS = re.compile(r"(?P<method>.+)-(?P<bits>[23])bit")
 
 
@@ -46,7 +52,13 @@ def wanted(items: Sequence[str], known: Sequence[str] = PRECISIONS) -> dict[str,
     """Precision name -> a checkpoint that exists, or None: to be made from the model."""
     found: dict[str, models.Model | None] = {}
     for item in items:
-        name, given = models.precision(item, known)
+        name, equals, where = item.partition("=")
+        stored_as, kernels = plugin.split(name)
+        _, given = models.precision(f"{stored_as}{equals}{where}", known)
+        if kernels and given is None and stored_as in _UNREAD:
+            raise InputError(f"--precisions {name}: {stored_as} {_NOT_READ}", allowed=_READ)
+        if given is not None:
+            check_kernels(name, given)
         if name in found:
             raise InputError(f"--precisions names {name} twice", allowed="each name once")
         found[name] = given
@@ -60,13 +72,29 @@ def checkpoint(
     calibration: Path | None,
     on_status: Callable[[str], None],
 ) -> tuple[models.Model, str | None]:
-    """What to serve as this precision, and its digest."""
+    """What to serve as this precision, and its digest. Raises InputError where its kernels do not read it."""
     if given is not None or name == "bf16":
         found = given or model
         has_files = found.is_local and not found.random_weights
         return found, models.checkpoint_sha256(found.path) if has_files else None
-    made = quantize(model, name, calibration, on_status)
-    return models.Model(f"{model.name} {name}", made.path, random_weights=model.random_weights), made.sha256
+    stored_as, _ = plugin.split(name)
+    made = quantize(model, stored_as, calibration, on_status)
+    found = models.Model(f"{model.name} {stored_as}", made.path, random_weights=model.random_weights)
+    check_kernels(name, found)
+    return found, made.sha256
+
+
+def check_kernels(precision: str, model: models.Model) -> None:
+    """Raise InputError where the precision names kernels that do not read this checkpoint.
+
+    One whose config.json is not on this machine passes: the engine will see it.
+    """
+    if plugin.kernels_of(precision) is None or model.config_path is None:
+        return
+    table = read_config(model.config_path).get("quantization_config")
+    method = table.get("quant_method") if isinstance(table, dict) else None
+    if method not in ("awq", "gptq") or not set(_bits(table)) <= {4, 8}:
+        raise InputError(f"--precisions {precision}: {model.name} {_NOT_READ}", allowed=_READ)
 
 
 def servable(model: models.Model, on_status: Callable[[str], None]) -> tuple[models.Model, str | None]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness import __version__
-from harness.engines import environment
+from harness.engines import environment, plugin
 from harness.scenario import scenarios_dir
 from harness.telemetry.gpu import Gpu, gpus
 from harness.telemetry.host import host
@@ -54,6 +54,7 @@ def examine() -> list[Finding]:
         _nvcc(cards),
         _engine("cpu", cards),
         _engine("cuda", cards),
+        _kernels(),
         _extra(
             "quantize",
             ("torch", "transformers", "tokenizers", "safetensors"),
@@ -195,6 +196,23 @@ def _engine(kind: environment.Kind, cards: tuple[Gpu, ...]) -> Finding:
     return Finding(
         what, "missing", detail, "bench sweep, unless --endpoint or --engine-python", f"bench engine install {kind}"
     )
+
+
+def _kernels() -> Finding:
+    what, ready = "kernels in vLLM", environment.installed()
+    if not ready:
+        return Finding(what, "ok", "no vLLM here to bring them into")
+    env = ready[0]
+    if not plugin.is_found(env):
+        return Finding(
+            what,
+            "missing",
+            f"vLLM {env.vllm_version} ({env.kind}) does not find our plugin",
+            f"precisions with @{plugin.NAME}",
+            "install kneebench again",
+        )
+    how = "on the GPU" if env.kind == "cuda" else "in torch, without a GPU: for their answers, not for their speed"
+    return Finding(what, "ok", f"awq@{plugin.NAME} runs {how}")
 
 
 def _extra(name: str, packages: tuple[str, ...], needed_for: str) -> Finding:

@@ -163,7 +163,7 @@ def _sweep_vllm(request: SweepRequest, observer: Observer, argv: Sequence[str], 
             _check_fits(model, request)
         elif given is not None:
             _check_fits(given, request)
-    if any(given is None and name in checkpoints.METHODS for name, given in wanted.items()):
+    if any(given is None and name != "bf16" for name, given in wanted.items()):
         checkpoints.check_quantizer()
 
     with run_directory(request, model.name, resumed) as directory:

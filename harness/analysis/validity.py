@@ -46,7 +46,7 @@ SIMULATED_ENGINE = "kneebench-simulated"
 """What `bench serve-simulated` calls itself."""
 FAST_KERNELS = (
     "wna16", "marlin", "machete", "exllama", "cutlass", "allspark", "conch", "humming", "dynamic4bit", "w8a8",
-    "scaledmm", "fp8",
+    "scaledmm", "fp8", "kneebenchcuda",
 )  # fmt: skip
 
 

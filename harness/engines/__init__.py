@@ -32,6 +32,7 @@ class ServeSpec:
 
     model: Path
     precision: str
+    """What tables call it. Behind an @ stand the kernels that are to serve it (plugin.py)."""
     dtype: Literal["bfloat16", "float16"] = "bfloat16"
     max_model_len: int = 1024
     max_num_seqs: int = 256

@@ -23,7 +23,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from harness.engines import EngineCounters, EngineInfo, ServeSpec, Target
+from harness.engines import EngineCounters, EngineInfo, ServeSpec, Target, plugin
 from harness.engines.environment import EngineEnv
 from harness.engines.vllm_command import HOST, SERVED_NAME, command, recorded, settings, surroundings
 from harness.engines.vllm_log import LogFacts, last_error, read_log, stage
@@ -93,8 +93,12 @@ def serve(
     on_status: Callable[[str], None] = lambda _: None,
     *,
     start_timeout_s: float = START_TIMEOUT_S,
+    launcher: Sequence[str] = (),
 ) -> Iterator[VllmServer]:
-    """Start vLLM, wait until it answers, yield it, stop it. Its log stays at `log_path`, redacted at the end."""
+    """Start vLLM, wait until it answers, yield it, stop it. Its log stays at `log_path`, redacted at the end.
+
+    `launcher` stands before its command line: a profiler that starts what it watches.
+    """
     cards = gpu.gpus() if env.kind == "cuda" else ()
     model = Model(spec.model.name, spec.model, is_local=spec.model.is_dir(), random_weights=spec.dummy_weights)
     if cards:
@@ -105,13 +109,15 @@ def serve(
     ours = settings(spec, env)
     line = command(spec, env, port)
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    process = _start(line, surroundings(env, ours, target.api_key), log_path)
+    around = plugin.surroundings(spec.precision, surroundings(env, ours, target.api_key))
+    process = _start([*launcher, *line], around, log_path)
     server = VllmServer(process, target, log_path, EngineInfo(engine="vllm"))
     grace_s = STOP_GRACE_S
     try:
         server._gpu_used_before_gib = sum(card.used_gib for card in cards)
         _await(server, start_timeout_s, on_status)
         server._info = _describe(spec, env, model, cards, read_log(server.log()), recorded(line, ours))
+        plugin.check_taken(spec.precision, server.info.kernel)
         yield server
     except KeyboardInterrupt as error:
         grace_s = 0.0 if _asked_twice(error) else STOP_GRACE_S

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.engines import ServeSpec
+from harness.engines import ServeSpec, plugin
 from harness.engines.environment import EngineEnv
 from harness.models import GIB
 from harness.redact import redact
@@ -36,6 +36,7 @@ def command(spec: ServeSpec, env: EngineEnv, port: int) -> list[str]:
     line += ["--max-num-seqs", str(spec.max_num_seqs), "--seed", "0"]
     # A log line for each request is work in the measured process that production servers switch off too.
     line += ["--no-enable-log-requests", "--disable-uvicorn-access-log"]
+    line += plugin.flags(spec.precision)
     if env.kind == "cpu":
         # Without a compiled graph it starts in 30 s instead of minutes. On a GPU the graphs are the point.
         line += ["--enforce-eager", "--kv-cache-memory-bytes", str(round(_cpu_kv_gib(spec) * GIB))]

@@ -209,7 +209,8 @@ def make_ask(
     if dialect.vllm_extras:
         # The output length is the plan's, not the model's: INT4 may stop earlier than BF16. It is verified afterwards.
         body |= {"ignore_eos": True, "min_tokens": answer, "return_token_ids": True}
-        body["cache_salt"] = f"{salt}-{cell.key}-a{cell.attempt}" + (f"-p{passes}" if passes else "")
+        name = cell.key.replace("@", "+")  # vLLM refuses a salt with an @
+        body["cache_salt"] = f"{salt}-{name}-a{cell.attempt}" + (f"-p{passes}" if passes else "")
     return Ask(history.tokens + new, answer, json.dumps(body).encode(), ids, text)
 
 

@@ -21,6 +21,7 @@ from rich.console import Console
 from harness import job
 from harness.analysis.cost import price
 from harness.budget import Budget
+from harness.engines import plugin
 from harness.errors import InputError, ModelError
 from harness.job import SweepRequest
 from harness.models import known_shapes
@@ -124,10 +125,16 @@ def _card(gpu: str | None, profile: Profile | None) -> Card:
 
 
 def without_bf16(precision: str, found: Card) -> str:
-    """fp16 for bf16 on a card that has none. Raises InputError for a checkpoint of the user's own."""
+    """fp16 for bf16 on a card that has none. Raises InputError for a user's own checkpoint and for our kernels."""
     if "=" in precision:
         raise InputError(
             f"--precisions {precision}: a checkpoint of your own cannot be predicted", allowed="a method's name"
+        )
+    if precision.endswith(f"@{plugin.NAME}"):
+        raise InputError(
+            f"--precisions {precision}: our own kernels are measured, not predicted: no published row runs them",
+            allowed="a method's name",
+            remedy="measure them on the card: bench sweep without --engine simulated",
         )
     return "fp16" if precision == "bf16" and found.bf16_tflops is None else precision
 
