@@ -16,6 +16,7 @@ from harness.errors import InputError, KneebenchError
 from harness.predict import commands as cards
 from harness.quality import commands as quality
 from harness.redact import without_keys
+from harness.telemetry import commands as traces
 
 if TYPE_CHECKING:
     from harness.search import Search
@@ -32,6 +33,7 @@ engine_app = typer.Typer(help="The environment that vLLM runs in.", no_args_is_h
 app.add_typer(engine_app, name="engine")
 app.add_typer(cards.app)
 app.add_typer(quality.app)
+app.add_typer(traces.app)
 app.add_typer(decide.app)
 
 
@@ -78,7 +80,11 @@ def sweep(
         str, typer.Option(help="demo, a directory, a hub name, or shape:NAME (architecture alone, random weights).")
     ] = "demo",
     precisions: Annotated[
-        str | None, typer.Option(help="bf16, rtn, awq, gptq, awq+gptq, smoothquant, or NAME=PATH|HUB-ID. [bf16,awq]")
+        str | None,
+        typer.Option(
+            help="bf16, rtn, awq, gptq, awq+gptq, smoothquant, or NAME=PATH|HUB-ID; NAME@kneebench: with our kernels. "
+            "[bf16,awq]"
+        ),
     ] = None,
     conc: options.Concurrency = None,
     scenario: options.Scenario = "chat",
@@ -238,6 +244,17 @@ def quantize(context: typer.Context) -> None:
         return f"{verb} {made['path']} ({made['method']}, {made['format']}, {made['seconds']:.1f} s)"
 
     raise typer.Exit(run(context.args, "bench quantize", resolve, say))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def kernels(context: typer.Context) -> None:
+    """Our CUDA kernels beside the ceiling, cuBLAS and other INT4 kernels, by layer and tokens."""
+    from harness import checkpoints
+
+    checkpoints.check_quantizer()
+    from quantize.kernels.bench import main as run
+
+    raise typer.Exit(run(context.args, "bench kernels"))
 
 
 @app.command(
@@ -440,11 +457,7 @@ def _with_weights(model: str) -> str:
 
 def _check_alone(context: typer.Context, option: str) -> None:
     """Raise InputError when another option was typed beside one that stands for all of them."""
-    typed = [
-        f"--{name.replace('_', '-')}"
-        for name in context.params
-        if name != option and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    ]
+    typed = options.typed(context, but=(option,))
     if typed:
         raise InputError(
             f"--{option} together with {', '.join(typed)}",

@@ -32,12 +32,15 @@ def report(
 ) -> None:
     """Write the papers of a run from its files alone: capacity page, workbook, risk brief, business case."""
     from harness.assumptions import load_assumptions
-    from harness.report.papers import is_quality, is_run, write_report, write_reports
+    from harness.report.papers import is_quality, is_run, is_trace, write_report, write_reports
     from harness.rundir import report_dir_of
 
     level, given = slo_of(slo, None), None if assume is None else load_assumptions(assume)
     if is_quality(run):
         finish_quality(console(), run, out)
+        return
+    if is_trace(run):
+        finish_trace(console(), [str(run)], out)
         return
     if is_run(run) or not run.is_dir():
         out = out or report_dir_of(run)
@@ -262,6 +265,16 @@ def _say_where(terminal: Console, run: Path, out: Path) -> None:
         ("rows", run / "points.csv"),
     ):
         terminal.print(f"{what:<7} {_near(path)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def finish_trace(terminal: Console, items: list[str], out: Path | None = None, gpu: str | None = None) -> None:
+    """What traced generations end with: their papers. `items`: as --from names them."""
+    from harness.report.trace import write_trace_papers
+    from harness.telemetry.trace_files import saved
+
+    page, *_, rows = write_trace_papers(saved(items), out, gpu)
+    for what, path in (("timeline", page), ("rows", rows)):
+        terminal.print(f"{what:<9} {_near(path)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _near(path: Path) -> Path:

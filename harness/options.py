@@ -1,4 +1,4 @@
-"""Options that several commands share: one name, one type and one help text each."""
+"""Options that several commands share: one name, one type and one help text each; and which of them were typed."""
 
 from __future__ import annotations
 
@@ -23,3 +23,12 @@ Utilisation = Annotated[float | None, typer.Option(help="Share of the hour under
 MaxNumSeqs = Annotated[int, typer.Option(min=1, help="vLLM's limit on requests in a batch.")]
 GpuMemoryUtilization = Annotated[float, typer.Option(min=0.05, max=1.0, help="vLLM's share of the card.")]
 Assume = Annotated[Path | None, typer.Option(help="Prices and traffic for the reports, a .toml file (docs/cost.md).")]
+
+
+def typed(context: typer.Context, but: tuple[str, ...]) -> list[str]:
+    """The options of this command line as they were typed, without those of `but` (by their parameter's name)."""
+    return [
+        f"--{name.replace('_', '-')}"
+        for name in context.params
+        if name not in but and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]

@@ -603,6 +603,27 @@ class Fidelity:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelRow:
+    """All launches of one name in one step of a traced generation; a row of kernels.csv (`bench trace`)."""
+
+    precision: str
+    step: int
+    """From 0; the prefill is the first."""
+    phase: Literal["prefill", "decode"]
+    step_begin_us: float
+    """Since the first step."""
+    step_us: float
+    """To the begin of the next step; of the last one, to its own end."""
+    kind: str
+    """telemetry/kernels.py: one of KINDS, other (no pattern knows the name), or host gap (nothing runs; no name)."""
+    name: str
+    """As the profiler tells it."""
+    launches: int
+    busy_us: float
+    """Without the launches inside them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Environment:
     """Where and with what a run was measured; environment.json, machine paths and user names redacted."""
 

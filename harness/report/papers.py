@@ -5,6 +5,7 @@ capacity.html           the same, to play with    business_case.md   for who pay
 cost.xlsx               the money, live           knees.csv, comparison.csv   for machines
 failures.md, quality.md what breaks in the answers, with failures.csv, families.csv and fidelity.csv: where any were
                         compared
+compute_graph.md        where a traced generation's time goes (`bench trace`), with kernels.csv
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from harness.report.html import write_html
 from harness.report.markdown import write_capacity
 from harness.report.quality import evidence_of, write_quality, write_quality_papers
 from harness.report.run import Run, load_run
+from harness.report.trace import write_trace_papers
 from harness.report.workbook import write_workbook
 from harness.rundir import ASSUMPTIONS, report_dir_of
 from harness.slo import Slo
+from harness.telemetry import trace_files
 
 
 def own_assumptions(run_dir: Path) -> Path | None:
@@ -102,12 +105,14 @@ class Reported:
 
 
 def write_reports(directory: Path, slo: Slo | None = None, assumptions: Assumptions | None = None) -> list[Reported]:
-    """The reports of all runs below `directory`, and of what holds quality alone, in the order of their names. One that
-    fails stops no other.
+    """The reports of all runs below `directory`, and of what holds quality or traces alone, in the order of their
+    names. One that fails stops no other.
 
     A run takes a second or two, most of it for the figures, so many of them are shared out to all cores.
     """
-    runs = sorted(path for path in directory.iterdir() if (path / "points.csv").is_file() or is_quality(path))
+    runs = sorted(
+        path for path in directory.iterdir() if (path / "points.csv").is_file() or is_quality(path) or is_trace(path)
+    )
     report = functools.partial(_reported, slo=slo, assumptions=assumptions)
     if len(runs) < MANY:
         return [report(run) for run in runs]
@@ -120,6 +125,8 @@ def _reported(run_dir: Path, slo: Slo | None, assumptions: Assumptions | None) -
     try:
         if is_quality(run_dir) and (found := load_quality(run_dir)):
             page, *_ = write_quality(found, out)
+        elif is_trace(run_dir):
+            page, *_ = write_trace_papers(trace_files.saved([str(run_dir)]), out)
         else:
             page, *_ = write_report(run_dir, out, slo, assumptions)
     except KneebenchError as error:
@@ -130,6 +137,11 @@ def _reported(run_dir: Path, slo: Slo | None, assumptions: Assumptions | None) -
 def is_quality(path: Path) -> bool:
     """Whether a directory holds what was found about quality, and no sweep."""
     return (path / SETTINGS).is_file() and not is_run(path)
+
+
+def is_trace(path: Path) -> bool:
+    """Whether a directory holds traced generations."""
+    return (path / trace_files.SETTINGS).is_file()
 
 
 def is_run(path: Path) -> bool:
