@@ -145,6 +145,10 @@ def _nothing_there(path: Path) -> list[str]:
     """Why a folder is no run at all; empty when it is one."""
     if any((path / name).exists() for name in ("points.csv", "run.toml", UNFINISHED)):
         return []
+    other = {"trace.toml": "no sweep: traces", "quality.toml": "no sweep: answers"}
+    told = [what for name, what in other.items() if (path / name).exists()]
+    if told:
+        return told
     try:
         return ["no run" if any(path.iterdir()) else "empty"]
     except OSError as error:

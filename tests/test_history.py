@@ -155,6 +155,9 @@ def test_every_broken_run_is_listed_with_why(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("no run")
+    for name in ("trace", "quality"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.toml").write_text("")
     (tmp_path / ".hidden").mkdir()
     (tmp_path / "file").write_text("no folder")
     made(tmp_path / "header", [])
@@ -174,6 +177,8 @@ def test_every_broken_run_is_listed_with_why(tmp_path: Path) -> None:
     assert found == {
         "empty": "empty",
         "other": "no run",
+        "quality": "no sweep: answers",
+        "trace": "no sweep: traces",
         "header": "no cell finished",
         "no-points": "no points.csv",
         "no-toml": "no run.toml",
