@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m quant
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+        print("interrupted; every finished row is in kernels.csv, and --from draws them", file=sys.stderr)
         return 130
     return 0
 
@@ -75,6 +75,7 @@ def _run(options: argparse.Namespace) -> None:
         print("on a CPU: the torch functions that stand in for the kernels, not the kernels")
     conditions = Conditions(used.name, options.bits, options.group_size, options.dtype, copy, matmul)
     found = Found()
+    out.mkdir(parents=True, exist_ok=True)
     for shape in wanted:
         layers = list(
             rotated(
@@ -83,12 +84,11 @@ def _run(options: argparse.Namespace) -> None:
         )
         for method in methods(used.device, options.bits, options.peers):
             for one in measure(used, conditions, shape, layers, method, options.tokens, options.runs, found):
-                print(bench_page.line(one))
+                print(bench_page.line(one), flush=True)
+                bench_rows.write(found.rows, out / "kernels.csv")
     if not found.rows:
         raise InputError("nothing that could be measured", "see the reasons above", "Try another --device or --bits")
     versions = bench_page.versions(used.device) | {"passes": str(options.runs), "set": f"{options.set_mb} MB"}
-    out.mkdir(parents=True, exist_ok=True)
-    bench_rows.write(found.rows, out / "kernels.csv")
     _paper(found.rows, bench_page.page(found.rows, versions, list(found.left_out)), out)
     if options.write_dispatch is not None:
         bench_dispatch.write(found.rows, options.write_dispatch)

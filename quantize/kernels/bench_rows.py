@@ -117,11 +117,13 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def write(rows: Iterable[Row], file: Path) -> None:
-    """`rows` as CSV with a header; numbers in full."""
-    with file.open("w", encoding="utf-8", newline="") as out:
+    """`rows` as CSV with a header; numbers in full. What is there stays until the new file is whole."""
+    unfinished = file.with_name(f".{file.name}")
+    with unfinished.open("w", encoding="utf-8", newline="") as out:
         table = csv.DictWriter(out, HEADER, lineterminator="\n")
         table.writeheader()
         table.writerows(asdict(one) for one in rows)
+    unfinished.replace(file)
 
 
 def read(file: Path) -> list[Row]:

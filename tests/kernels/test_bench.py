@@ -64,6 +64,29 @@ def layers(count: int = 1, bits: int = 4, group_size: int = 64, dtype: torch.dty
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
+def test_ctrl_c_keeps_every_finished_row(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The fourth product is never timed: three rows are on disk, and a page can be made of them."""
+    passes = CpuClock.passes
+    timed: list[int] = []
+
+    def interrupted(self: CpuClock, calls: Sequence[Callable[[], Tensor]], runs: int) -> list[float]:
+        if len(timed) == 2 + 3:  # both ceilings, and three products
+            raise KeyboardInterrupt
+        timed.append(runs)
+        return passes(self, calls, runs)
+
+    monkeypatch.setattr(CpuClock, "passes", interrupted)
+    monkeypatch.setattr(bench, "MEGABYTE", 10_000)
+    out = tmp_path / "out"
+    assert bench.main([*SMALL, "--models", str(model), "--set-mb", "1", "--out", str(out)]) == 130
+    assert "every finished row" in capsys.readouterr().err
+    assert len(bench_rows.read(out / "kernels.csv")) == 3
+    assert bench.main(["--from", str(out / "kernels.csv")]) == 0
+    assert "tiny" in (out / "kernels.md").read_text(encoding="utf-8")
+
+
 def test_the_table_has_a_row_for_each_layer_method_and_number_of_tokens_it_takes(run: Path) -> None:
     with (run / "kernels.csv").open() as lines:
         table = list(csv.DictReader(lines))
