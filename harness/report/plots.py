@@ -1,4 +1,5 @@
-"""The four figures of a run, as PNG for a README and SVG for print. This and quality_plots.py alone import matplotlib.
+"""The four figures of a run, as PNG for a README and SVG for print. This, quality_plots.py, kind_plots.py and
+timeline_plots.py alone import matplotlib.
 
 One reading rule for all: colour and marker are the precision, the line's name stands at its end, bars are 95 %
 intervals, a hollow marker is a suspect point, a hollow one struck through is invalid and joins no line. What is
