@@ -18,6 +18,10 @@
     saving.py       what one precision saves against the other at the same service level
     spend.py        what the cards cost a month, and when an API is cheaper
 
+    timeline.py     where the time of a traced generation goes, by kind, and what changed between two precisions
+    ceilings.py     bytes and FLOPs of a step under the machine's ceilings
+    relief.py       did fewer bits bring the FLOP ceiling closer, or just relieve bandwidth
+
     paired.py       tests and intervals for what was measured in pairs
     quality.py      KL, perplexity and flips beside the baseline; the first token that differs
     symptoms.py     what is wrong with an answer, in one word; loops.py: words said again and again; breaks.py: where a
