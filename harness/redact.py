@@ -42,6 +42,8 @@ _SECRET_SHAPES = (
 """What is in front of the key is the first group, and stays."""
 _SHORTEST_SECRET = 6
 """EMPTY, none, test: what stands for a key where none is wanted is no secret, and common words must stay readable."""
+_OUR_KEYS = "kneebench-"
+"""How the keys begin that engines/vllm.py makes."""
 _hidden: set[str] = set()
 
 _ADDRESS = re.compile(r"(?<![\w.])(?!127\.|0\.0\.0\.0)(?:\d{1,3}\.){3}\d{1,3}(?![\w.])")
@@ -116,8 +118,12 @@ def _spellings(secret: str) -> list[str]:
 
 
 def _without_beginning(text: str, secret: str) -> str:
-    """A server's words are cut to a length, and the cut may go through a key: what is left of it stands at the end."""
-    pattern = re.escape(secret[:_SHORTEST_SECRET])
+    """A server's words are cut to a length, and the cut may go through a key: what is left of it stands at the end.
+
+    The name that our own keys begin with is no part of the secret: it stands in many a line.
+    """
+    known = len(_OUR_KEYS) if secret.startswith(_OUR_KEYS) else 0
+    pattern = re.escape(secret[: known + _SHORTEST_SECRET])
     return re.sub(
         rf"{pattern}\S*$", lambda found: "<key>" if secret.startswith(found[0]) else found[0], text, flags=re.MULTILINE
     )

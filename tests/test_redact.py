@@ -80,6 +80,14 @@ def test_a_key_that_was_cut_with_the_text_it_stands_in(monkeypatch: pytest.Monke
     assert redact("abcdef-not and abcd") == "abcdef-not and abcd"
 
 
+def test_our_own_name_is_no_key_and_what_a_cut_leaves_of_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.redact._hidden", {"kneebench-Rw8xQz31fGh5vB2nM7kL0pT4sY6uA9cE"})
+    for text in ("--quantization kneebench", "kneebench", "made by kneebench-", "awq@kneebench\nnext"):
+        assert redact(text) == text
+    assert redact("key kneebench-Rw8xQz31") == "key <key>"
+    assert redact("key kneebench-Rw8xQz\nnext") == "key <key>\nnext"
+
+
 def test_numbers_stay_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_TOKEN", "20261120")
     found = redacted({"seed": 20261120, "rate": 0.5, "note": "20261120", "list": ["a", ("20261120", None)], "on": True})
