@@ -20,8 +20,12 @@ BIN := $(VENV)/bin
 demo: engine
 	$(BIN)/bench sweep
 
+# Files of tests are shared out to all cores, but for the real engine: a server wants the machine for itself.
+SHARED := -n auto --dist loadfile -m "not engine"
+
 test: engine
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SHARED)
+	$(BIN)/python -m pytest -m engine
 
 static: venv
 	$(BIN)/ruff format --check .
@@ -29,7 +33,7 @@ static: venv
 	$(BIN)/mypy
 
 check: static
-	$(BIN)/python -m pytest -m "not engine"
+	$(BIN)/python -m pytest $(SHARED)
 
 lint: venv
 	$(BIN)/ruff format .
