@@ -76,9 +76,7 @@ def version(
 @app.command()
 def sweep(
     context: typer.Context,
-    model: Annotated[
-        str, typer.Option(help="demo, a directory, a hub name, or shape:NAME (architecture alone, random weights).")
-    ] = "demo",
+    model: options.Model = "demo",
     precisions: Annotated[
         str | None,
         typer.Option(
@@ -122,13 +120,13 @@ def sweep(
         str | None, typer.Option(help="Measure a server that runs already; key from KNEEBENCH_API_KEY.")
     ] = None,
     api: Annotated[str | None, typer.Option(help="completions or chat; overrides the scenario.")] = None,
-    calibration: Annotated[Path | None, typer.Option(help="Text for AWQ: .txt or .jsonl. [the model's own]")] = None,
-    engine_python: Annotated[Path | None, typer.Option(help="Python of an environment that has vLLM.")] = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port for vLLM on loopback. [a free one]")] = None,
+    calibration: options.Calibration = None,
+    engine_python: options.EnginePython = None,
+    port: options.Port = None,
     max_num_seqs: options.MaxNumSeqs = 256,
     gpu_memory_utilization: options.GpuMemoryUtilization = 0.9,
-    kv_cache_gib: Annotated[float | None, typer.Option(min=0.1, help="KV cache on a CPU machine.")] = None,
-    engine_arg: Annotated[list[str] | None, typer.Option(help="Passed to vLLM as it is; may be repeated.")] = None,
+    kv_cache_gib: options.KvCache = None,
+    engine_arg: options.EngineArg = None,
     client_processes: Annotated[
         int | None, typer.Option(min=1, max=64, help="Processes that make the load. [one for each 512 users]")
     ] = None,

@@ -20,14 +20,12 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from harness import checkpoints, models
-from harness.architecture import read_config
 from harness.engines import Engine, ServeSpec, endpoint, environment, vllm
 from harness.errors import InputError
 from harness.load.dataset import Prompts
-from harness.load.dialect import probe, tokenizer
+from harness.load.dialect import of_model, probe, tokenizer
 from harness.load.schedule import Arrival, mean_rate, read_trace
 from harness.load.selftest import read_ceiling
-from harness.load.workload import Dialect, vocabulary
 from harness.records import Scenario, SweepPoint
 from harness.redact import refuse_keys, without_keys
 from harness.rundir import RunDirectory, describe_machine, remembered, run_name, without_places
@@ -189,7 +187,7 @@ def _sweep_vllm(request: SweepRequest, observer: Observer, argv: Sequence[str], 
             log = directory.fresh(f"engine-{variant.precision}-r{repeat}", ".log")
             with vllm.serve(spec, env, log, observer.status) as engine:
                 directory.describe_engine(log, engine.info)
-                dialect = _dialect(request.scenario, checkpoint, engine)
+                dialect = of_model(checkpoint, engine.target, chat=request.scenario.api == "chat")
                 yield Service(engine, dialect, _prompts(request.scenario, engine))
 
         template = SweepPoint(directory.path.name, "", 0, model=model.name, scenario=request.scenario.name)
@@ -385,12 +383,3 @@ def _spec(request: SweepRequest, precision: str, model: models.Model) -> ServeSp
         port=request.port,
         extra_args=request.engine_args,
     )
-
-
-def _dialect(scenario: Scenario, model: models.Model, engine: Engine) -> Dialect:
-    """Token ids of the model's own vocabulary where its files are here; otherwise ask the server."""
-    config = model.config_path
-    if scenario.api == "chat" or config is None:
-        return probe(engine.target, chat=scenario.api == "chat")
-    size = int(read_config(config)["vocab_size"])
-    return Dialect(vocabulary=vocabulary(size, models.special_ids(config.parent)))

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+Model = Annotated[
+    str, typer.Option(help="demo, a directory, a hub name, or shape:NAME (architecture alone, random weights).")
+]
 Concurrency = Annotated[str | None, typer.Option(help="Concurrent users, one cell each. [1,8,16,32]")]
 Scenario = Annotated[str, typer.Option(help="A name (chat, batch, rag, code, agent) or a .toml file.")]
 Arrivals = Annotated[
@@ -22,6 +25,11 @@ ServiceLevel = Annotated[
 Utilisation = Annotated[float | None, typer.Option(help="Share of the hour under this load, 0 to 1.")]
 MaxNumSeqs = Annotated[int, typer.Option(min=1, help="vLLM's limit on requests in a batch.")]
 GpuMemoryUtilization = Annotated[float, typer.Option(min=0.05, max=1.0, help="vLLM's share of the card.")]
+Calibration = Annotated[Path | None, typer.Option(help="Text for AWQ and GPTQ: .txt or .jsonl. [the model's own]")]
+EnginePython = Annotated[Path | None, typer.Option(help="Python of an environment that has vLLM.")]
+Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Port for vLLM on loopback. [a free one]")]
+KvCache = Annotated[float | None, typer.Option(min=0.1, help="KV cache on a CPU machine.")]
+EngineArg = Annotated[list[str] | None, typer.Option(help="Passed to vLLM as it is; may be repeated.")]
 Assume = Annotated[Path | None, typer.Option(help="Prices and traffic for the reports, a .toml file (docs/cost.md).")]
 
 

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,13 +26,14 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from harness import checkpoints
-from harness.engines import ServeSpec, Target, plugin
+from harness.engines import ServeSpec, plugin
 from harness.engines.environment import EngineEnv
 from harness.engines.vllm import VllmServer
 from harness.engines.vllm_command import settings, surroundings
 from harness.models import Model, resolve
 from quantize.packing import pack_awq, pack_gptq
 from quantize.scheme import Scheme, dequantize, quantize
+from tests.served import served_logprobs
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -91,17 +91,6 @@ def awq() -> Model:
     return checkpoints.checkpoint("awq", None, resolve("demo"), None, lambda _: None)[0]
 
 
-def scored(target: Target, prompts: list[list[int]]) -> Places:
-    request = {"model": target.model, "prompt": prompts, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 5}
-    headers = {"Authorization": f"Bearer {target.api_key}"}
-    answer = httpx.post(f"{target.base_url}/v1/completions", json=request, headers=headers, timeout=300)
-    answer.raise_for_status()
-    return [
-        [{int(token): entry["logprob"] for token, entry in place.items()} for place in choice["prompt_logprobs"][1:]]
-        for choice in answer.json()["choices"]
-    ]
-
-
 def test_awq_through_the_plugin_agrees_with_vllms_own_path(
     awq: Model, serving: Callable[[ServeSpec], VllmServer], record_property: Callable[[str, object], None]
 ) -> None:
@@ -113,7 +102,7 @@ def test_awq_through_the_plugin_agrees_with_vllms_own_path(
     assert ours.info.settings["--quantization"] == "kneebench"
     assert "--quantization" not in theirs.info.settings
     prompts = conversations()
-    found = agreement(scored(theirs.target, prompts), scored(ours.target, prompts))
+    found = agreement(served_logprobs(theirs.target, prompts), served_logprobs(ours.target, prompts))
     record_property("agreement", str(found))
     assert found.positions == sum(len(ids) - 1 for ids in prompts) > 1000
     assert found.clear > 0.8 * found.positions

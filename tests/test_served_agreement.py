@@ -11,16 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-import httpx
 import pytest
 import torch
 from transformers import AutoTokenizer
 
-from harness.engines import ServeSpec, Target
+from harness.engines import ServeSpec
 from harness.engines.vllm import VllmServer
 from quantize.fidelity import load_dequantized
 from quantize.job import quantize_model
 from quantize.recipe import Recipe
+from tests.served import served_logprobs
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -44,18 +44,6 @@ def conversations(count: int) -> list[list[int]]:
         text = tokenizer.apply_chat_template(turns, tokenize=False)
         found.append(tokenizer(text, add_special_tokens=False)["input_ids"])
     return found
-
-
-def served_logprobs(target: Target, prompts: list[list[int]]) -> list[list[dict[int, float]]]:
-    """What the server gives each token of each prompt after the first: its most likely tokens and their logprobs."""
-    request = {"model": target.model, "prompt": prompts, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 5}
-    headers = {"Authorization": f"Bearer {target.api_key}"}
-    answer = httpx.post(f"{target.base_url}/v1/completions", json=request, headers=headers, timeout=120)
-    answer.raise_for_status()
-    return [
-        [{int(token): entry["logprob"] for token, entry in place.items()} for place in choice["prompt_logprobs"][1:]]
-        for choice in answer.json()["choices"]
-    ]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

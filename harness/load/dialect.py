@@ -12,12 +12,26 @@ from typing import Any
 
 import httpx
 
+from harness import models
+from harness.architecture import read_config
 from harness.engines import Target
 from harness.engines.endpoint import connect
 from harness.errors import EngineError
-from harness.load.workload import WORDS, Dialect
+from harness.load.workload import WORDS, Dialect, vocabulary
 
 _PROBE_TIMEOUT_S = 120.0
+
+
+def of_model(model: models.Model, target: Target, *, chat: bool = False) -> Dialect:
+    """Token ids of the model's own vocabulary where its files are here; otherwise, and for `chat`, the server is asked.
+
+    Raises EngineError as `probe` does.
+    """
+    config = model.config_path
+    if chat or config is None:
+        return probe(target, chat=chat)
+    size = int(read_config(config)["vocab_size"])
+    return Dialect(vocabulary=vocabulary(size, models.special_ids(config.parent)))
 
 
 def probe(target: Target, *, chat: bool = False) -> Dialect:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness import decide
+from harness.options import Calibration, EngineArg, EnginePython, GpuMemoryUtilization, KvCache
 
 if TYPE_CHECKING:
     from harness.quality.job import Part
@@ -34,11 +35,6 @@ Endpoint = Annotated[
 ]
 Concurrency = Annotated[int, typer.Option(min=1, max=256, help="Requests at once.")]
 Context = Annotated[int | None, typer.Option(min=64, help="Context to serve. [the model's own, 8192 at most]")]
-EnginePython = Annotated[Path | None, typer.Option(help="Python of an environment that has vLLM.")]
-Calibration = Annotated[Path | None, typer.Option(help="Text for AWQ and GPTQ: .txt or .jsonl. [the model's own]")]
-Utilization = Annotated[float, typer.Option(min=0.05, max=1.0, help="vLLM's share of the card.")]
-KvCache = Annotated[float | None, typer.Option(min=0.1, help="KV cache on a CPU machine.")]
-EngineArg = Annotated[list[str] | None, typer.Option(help="Passed to vLLM as it is; may be repeated.")]
 Gate = Annotated[
     str, typer.Option(help='Limits, as "kl<0.02, accuracy_drop<1pp"; exit code 1 when a precision breaks one.')
 ]
@@ -57,7 +53,7 @@ def failures(
     gate: Gate = "",
     engine_python: EnginePython = None,
     calibration: Calibration = None,
-    gpu_memory_utilization: Utilization = 0.9,
+    gpu_memory_utilization: GpuMemoryUtilization = 0.9,
     kv_cache_gib: KvCache = None,
     engine_arg: EngineArg = None,
 ) -> None:
@@ -89,7 +85,7 @@ def quality(
     gate: Gate = "",
     engine_python: EnginePython = None,
     calibration: Calibration = None,
-    gpu_memory_utilization: Utilization = 0.9,
+    gpu_memory_utilization: GpuMemoryUtilization = 0.9,
     kv_cache_gib: KvCache = None,
     engine_arg: EngineArg = None,
 ) -> None:

@@ -17,9 +17,7 @@ app = typer.Typer()
 @app.command()
 def trace(
     context: typer.Context,
-    model: Annotated[
-        str, typer.Option(help="demo, a directory, a hub name, or shape:NAME (architecture alone, random weights).")
-    ] = "demo",
+    model: options.Model = "demo",
     precisions: Annotated[
         str, typer.Option(help="The baseline first: bf16, rtn, awq, gptq, awq@kneebench, ..., or NAME=PATH|HUB-ID.")
     ] = "bf16,awq",
@@ -44,13 +42,13 @@ def trace(
     profiler: Annotated[
         str | None, typer.Option(help="nsys or torch. [nsys where it is on the PATH and a card is here, else torch]")
     ] = None,
-    calibration: Annotated[Path | None, typer.Option(help="Text for AWQ: .txt or .jsonl. [the model's own]")] = None,
-    engine_python: Annotated[Path | None, typer.Option(help="Python of an environment that has vLLM.")] = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port for vLLM on loopback. [a free one]")] = None,
+    calibration: options.Calibration = None,
+    engine_python: options.EnginePython = None,
+    port: options.Port = None,
     max_num_seqs: options.MaxNumSeqs = 256,
     gpu_memory_utilization: options.GpuMemoryUtilization = 0.9,
-    kv_cache_gib: Annotated[float | None, typer.Option(min=0.1, help="KV cache on a CPU machine.")] = None,
-    engine_arg: Annotated[list[str] | None, typer.Option(help="Passed to vLLM as it is; may be repeated.")] = None,
+    kv_cache_gib: options.KvCache = None,
+    engine_arg: options.EngineArg = None,
 ) -> None:
     """One generation a precision under a profiler: where its time goes, kernel by kernel, and what INT4 buys there."""
     if saved:

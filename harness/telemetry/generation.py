@@ -13,14 +13,13 @@ import httpx
 
 from harness import models
 from harness.analysis.metrics import output_tokens
-from harness.architecture import read_config
 from harness.engines.address import Address
 from harness.engines.endpoint import connect
 from harness.engines.vllm import VllmServer
 from harness.errors import EngineError, RunError
 from harness.load.client import Connection, Exchange, fill
-from harness.load.dialect import probe
-from harness.load.workload import Dialect, make_ask, vocabulary
+from harness.load.dialect import of_model
+from harness.load.workload import make_ask
 from harness.records import Cell, RequestRecord, Scenario
 
 START_TIMEOUT_S, STOP_TIMEOUT_S = 120.0, 3600.0
@@ -36,7 +35,7 @@ def generator(
 
     It raises EngineError when the server fails, and RunError when what came is not as long as was asked.
     """
-    dialect = _dialect(model, engine)
+    dialect = of_model(model, engine.target)
     salt = secrets.token_hex(4)  # the prefix cache finds nothing
     cell = Cell("trace", 1)  # the precision may hold what no cache salt may: awq@kneebench
 
@@ -66,15 +65,6 @@ def start_profile(engine: VllmServer) -> None:
 def stop_profile(engine: VllmServer) -> None:
     """Close it; torch's has written its trace then. Raises EngineError."""
     _post(engine, "/stop_profile", STOP_TIMEOUT_S)
-
-
-def _dialect(model: models.Model, engine: VllmServer) -> Dialect:
-    """Token ids of the model's own vocabulary where its files are here; otherwise the server is asked."""
-    config = model.config_path
-    if config is None:
-        return probe(engine.target)
-    size = int(read_config(config)["vocab_size"])
-    return Dialect(vocabulary=vocabulary(size, models.special_ids(config.parent)))
 
 
 async def _exchanged(engine: VllmServer, path: str, body: bytes) -> Exchange:

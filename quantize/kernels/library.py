@@ -12,8 +12,6 @@ import os
 from functools import cache
 from pathlib import Path
 
-import torch
-
 from quantize.errors import InputError
 from quantize.kernels import build
 
@@ -80,6 +78,8 @@ def open_library(file: Path) -> ctypes.CDLL:
     product = [tiles, pointer, pointer, number, pointer, ctypes.c_int64, pointer]
     for name, arguments, result in (
         ("kb_message", [number], ctypes.c_char_p),
+        ("kb_check_stored", [stored, number], number),
+        ("kb_check_tiles", [tiles], number),
         ("kb_prepare", [stored, pointer, tiles, pointer], number),
         ("kb_dequantize", [stored, pointer, pointer], number),
         ("kb_expand", [tiles, pointer, pointer, pointer], number),
@@ -95,6 +95,8 @@ def open_library(file: Path) -> ctypes.CDLL:
 def _cards() -> tuple[int, ...]:
     """The compute capabilities to build for: those of the GPUs here, which takes nvcc a fraction of all; () for all,
     with PTX for the rest, where there is one that build.py does not list."""
+    import torch  # a process under AddressSanitizer opens the library without it
+
     capabilities = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
     here = {10 * major + minor for major, minor in capabilities}
     return tuple(sorted(here)) if here <= set(build.CARDS) else ()

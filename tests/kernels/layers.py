@@ -10,28 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from quantize.kernels import reference
+from quantize.kernels.library import StoredLayer, TiledLayer, open_library
 from quantize.kernels.reference import Array, Layer, Tiles
 
 LAYOUTS = ("awq", "gptq", "gptq_v2")
 TYPES = ("float16", "bfloat16")
-
-
-class StoredLayer(ctypes.Structure):
-    """kneebench.h's kb_stored. (library.py's needs torch, which a sanitized process had better not load.)"""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("qweight", "qzeros", "scales", "g_idx")),
-        *((name, ctypes.c_int32) for name in ("n", "k", "groups", "group_size", "bits", "layout", "dtype")),
-    ]
-
-
-class TiledLayer(ctypes.Structure):
-    """kneebench.h's kb_tiles."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("tiles", "scales", "zeros")),
-        *((name, ctypes.c_int32) for name in ("n", "k", "groups", "group_size", "bits", "dtype")),
-    ]
 
 
 class Refused(Exception):
@@ -129,15 +112,7 @@ class Kernels:
 
 def load(path: Path) -> Kernels:
     """A host library with its functions typed."""
-    library = ctypes.CDLL(str(path))
-    stored, tiles, pointer = ctypes.POINTER(StoredLayer), ctypes.POINTER(TiledLayer), ctypes.c_void_p
-    library.kb_message.restype = ctypes.c_char_p
-    library.kb_check_stored.argtypes = [stored, ctypes.c_int]
-    library.kb_check_tiles.argtypes = [tiles]
-    library.kb_prepare.argtypes = [stored, pointer, tiles, pointer]
-    library.kb_dequantize.argtypes = [stored, pointer, pointer]
-    library.kb_expand.argtypes = [tiles, pointer, pointer, pointer]
-    return Kernels(library)
+    return Kernels(open_library(path))
 
 
 def random_layer(

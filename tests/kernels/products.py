@@ -5,7 +5,6 @@ exact     scales are powers of two and activations small integers, so that every
 rough     scales and activations of any value: each addition may round, and `bounds` says how far that goes
 """
 
-import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +13,7 @@ import numpy as np
 
 from quantize.kernels import reference
 from quantize.kernels.reference import Array, Layer, Tiles
-from tests.kernels.layers import Kernels, TiledLayer, address, random_layer, tiles_struct
+from tests.kernels.layers import Kernels, address, random_layer, tiles_struct
 
 MOST = {"gemv": 8, "gemm": 64}
 """Tokens that each kernel takes."""
@@ -29,16 +28,6 @@ SIZES = (
 )
 
 
-def typed(kernels: Kernels) -> ctypes.CDLL:
-    """The library, with the types of the products."""
-    library, layer = kernels.library, ctypes.POINTER(TiledLayer)
-    pointer, count = ctypes.c_void_p, ctypes.c_int
-    for function in (library.kb_gemv, library.kb_gemm):
-        function.argtypes = [layer, pointer, pointer, count, pointer, ctypes.c_int64, pointer]
-    library.kb_workspace.argtypes, library.kb_workspace.restype = [layer, count, count], ctypes.c_int64
-    return library
-
-
 @contextmanager
 def machine(kernels: Kernels, order: int = 0, processors: int = 4, architecture: int = 90) -> Iterator[None]:
     """The emulated device: the order of its threads (0 forwards, 1 backwards, else a seed), its processors, its age."""
@@ -50,12 +39,11 @@ def machine(kernels: Kernels, order: int = 0, processors: int = 4, architecture:
 
 
 def workspace_bytes(kernels: Kernels, kernel: str, tiles: Tiles, tokens: int) -> int:
-    return int(typed(kernels).kb_workspace(tiles_struct(tiles), tokens, list(MOST).index(kernel)))
+    return int(kernels.library.kb_workspace(tiles_struct(tiles), tokens, list(MOST).index(kernel)))
 
 
 def multiply(kernels: Kernels, kernel: str, tiles: Tiles, x: Array) -> Array:
     """x, bits [tokens, k] in the prepared order -> bits [tokens, n]. All buffers have exactly the size they need."""
-    typed(kernels)
     tokens = len(x)
     y = np.full((tokens, tiles.n), 0x5A5A, dtype=np.uint16)
     workspace = np.full(workspace_bytes(kernels, kernel, tiles, tokens), 0xFF, dtype=np.uint8)  # NaN, where unwritten

@@ -109,7 +109,6 @@ def test_what_is_refused(kernels: Kernels, kernel: str) -> None:
     """Each with its code and a message that says what was given and what is allowed; y stays as it was."""
     tiles = reference.prepare(exact_layer(16, 12288, -1, 4, "float16"))
     most = products.MOST[kernel]
-    products.typed(kernels)
     x, y = exact_x(most + 1, tiles.k, "float16"), np.full((most + 1, 24), 0x5A5A, dtype=np.uint16)
     workspace = np.zeros(1 << 20, dtype=np.uint8)
 
@@ -150,7 +149,7 @@ def test_what_is_refused(kernels: Kernels, kernel: str) -> None:
 
 
 def test_workspace_is_refused_with_the_code_negated(kernels: Kernels) -> None:
-    library = products.typed(kernels)
+    library = kernels.library
     tiles = reference.prepare(exact_layer(16, 64, -1, 4, "float16"))
     assert library.kb_workspace(tiles_struct(tiles), 8, 0) == 0
     assert library.kb_workspace(tiles_struct(tiles), 9, 0) == -TOKENS
