@@ -132,6 +132,10 @@ class ResponseReader:
             return
         raise StreamError("early_close", "the server closed before the end of the answer")
 
+    def let_go(self) -> None:
+        """Give the parser back: nothing more is fed. It holds our methods as we hold it, and collections are off."""
+        del self._parser
+
     # -- httptools callbacks ------------------------------------------------------------------------------------
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
@@ -242,6 +246,7 @@ class Connection:
         self._batch = 1
         self._expected_tokens = 0
         self._finished: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._common_head = self._make_head()
 
     async def open(self) -> None:
@@ -328,6 +333,7 @@ class Connection:
             done.error = None
         self._be_prompt()
         self._exchange = self._finished = None
+        done.reader.let_go()
         if done.error is None and not done.reader.keep_alive:
             self.close()
         if done.error is None and not done.reader.stamps:
@@ -361,31 +367,39 @@ class Connection:
         self, reader: ResponseReader, finished: asyncio.Future[None], deadline_ns: int, token_timeout_s: float
     ) -> None:
         """Wait for the end of the answer. One timer looks at the last stamp now and then: none is set per token."""
-        loop = asyncio.get_running_loop()
-        token_timeout_ns = int(token_timeout_s * 1e9)
-        timer: asyncio.TimerHandle
-
-        def look() -> None:
-            nonlocal timer
-            self._parse()
-            now = time.time_ns()
-            silence_ends = reader.last_read_ns + token_timeout_ns if reader.stamps else now + token_timeout_ns
-            if now >= deadline_ns:
-                self._fail(TimeoutError())
-            elif now >= silence_ends:
-                self._fail(StreamError("stall", f"silent for {token_timeout_s:g} s after {len(reader.stamps)} chunks"))
-            else:
-                timer = loop.call_later((min(deadline_ns, silence_ends) - now) / 1e9 + 0.002, look)
-
-        timer = loop.call_later(min(token_timeout_s, (deadline_ns - time.time_ns()) / 1e9) + 0.002, look)
+        first_look_s = min(token_timeout_s, (deadline_ns - time.time_ns()) / 1e9)
+        self._look_in(first_look_s, reader, deadline_ns, token_timeout_s)
         try:
             await finished
         finally:
-            timer.cancel()
+            assert self._timer is not None
+            self._timer.cancel()
+            self._timer = None
+            del finished  # an error holds this frame, which would hold the future, which holds the error
+
+    def _look_in(self, seconds: float, reader: ResponseReader, deadline_ns: int, token_timeout_s: float) -> None:
+        # A method and its arguments, not a closure: one that names itself is a cycle, and collections are off.
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(seconds + 0.002, self._look, reader, deadline_ns, token_timeout_s)
+
+    def _look(self, reader: ResponseReader, deadline_ns: int, token_timeout_s: float) -> None:
+        """End an answer that takes too long, or is silent for too long."""
+        self._parse()
+        now = time.time_ns()
+        token_timeout_ns = int(token_timeout_s * 1e9)
+        silence_ends = reader.last_read_ns + token_timeout_ns if reader.stamps else now + token_timeout_ns
+        if now >= deadline_ns:
+            self._fail(TimeoutError())
+        elif now >= silence_ends:
+            self._fail(StreamError("stall", f"silent for {token_timeout_s:g} s after {len(reader.stamps)} chunks"))
+        else:
+            self._look_in((min(deadline_ns, silence_ends) - now) / 1e9, reader, deadline_ns, token_timeout_s)
 
     def _fail(self, problem: Exception) -> None:
         if self._finished is not None and not self._finished.done():
-            self._finished.set_exception(problem)
+            # Where it was raised is not told, and the frames there hold the future that now holds it: a cycle.
+            problem.__context__ = None
+            self._finished.set_exception(problem.with_traceback(None))
 
     def _on_readable(self) -> None:
         """A callback, not a coroutine a read; it only takes bytes and stamp where it can, for that is the hot path."""
@@ -440,7 +454,7 @@ class Connection:
                 self._batch = min(4 * self._batch, _BATCH)
                 self._choose_pace(reader)
         except (StreamError, OSError) as problem:  # ssl.SSLError is an OSError
-            finished.set_exception(problem)
+            self._fail(problem)
 
     def _choose_pace(self, reader: ResponseReader) -> None:
         """Let the poller read while the end is far and chunks are too far apart to fall into one read."""
