@@ -7,13 +7,14 @@ The last line on stdout is one JSON object, for whoever started it; progress and
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from quantize.errors import QuantizeError
+from quantize.errors import OutputError, QuantizeError
 
 _FIRST = os.environ.get("RANK", "0") == "0"
 """Whether this is the process that speaks, of those that torchrun started."""
@@ -89,10 +90,17 @@ def _run(options: argparse.Namespace) -> dict[str, Any] | None:
                 device=options.device,
                 corpus=options.corpus,
                 observe=observe,
+                shard_bytes=_shard_bytes(options.shard_gb),
             )
         if options.fidelity is not None and _FIRST:
             _fidelity(options, recipe, result.path)
     return asdict(result) | {"path": str(result.path), "seconds": round(result.seconds, 3)}
+
+
+def _shard_bytes(gigabytes: float) -> int:
+    if not 1e-9 <= gigabytes <= 1e6:  # NaN is no such number
+        raise OutputError(f"--shard-gb {gigabytes:g}", "1e-9 to 1e6", "Leave it out: it is 5 then")
+    return int(gigabytes * 10**9)
 
 
 def _training(options: argparse.Namespace) -> Any:
@@ -121,17 +129,18 @@ def _dry_run(options: argparse.Namespace, recipe: Any) -> None:
 
     from quantize import estimate, job
     from quantize.blocks import family_of
+    from quantize.devices import parse as parse_devices
     from quantize.weights import read_config
 
     path = Path(options.model)
-    device = options.device or job.default_device()
+    device = parse_devices(options.device)[0]
     source: Any
     if path.is_file() or (path.is_dir() and not any(path.glob("*.safetensors"))):  # a shape: config.json alone
         source = read_config(path)
         plan = recipe.plan(family_of(source.get("model_type")), int(source["num_hidden_layers"]))
         tokens, form = recipe.samples * recipe.length, None
     else:
-        wanted = {"calibration": options.calibration, "target_gib": options.target_gib, "device": options.device}
+        wanted = {"calibration": options.calibration, "target_gib": options.target_gib, "device": device}
         request = job.prepare(options.model, recipe, **wanted)
         source, plan, recipe, form = request.source, request.plan, request.recipe, request.format
         tokens = sum(map(len, request.samples.sequences)) if request.samples else 0
@@ -151,13 +160,14 @@ def _fidelity(options: argparse.Namespace, recipe: Any, checkpoint: Path) -> Non
     On the file that --fidelity names; without one, on what the calibration text has beyond what was calibrated on.
     Where it has no more, on that, which is said.
     """
-    from quantize import evaluation_text, fidelity, job
+    from quantize import evaluation_text, fidelity
+    from quantize.devices import parse as parse_devices
     from quantize.weights import locate
 
     model = locate(options.model)
     file = Path(options.fidelity) if options.fidelity else None
     text = evaluation_text.choose(model, recipe, file, options.calibration)
-    found = fidelity.report(model, checkpoint, text.sequences, options.device or job.default_device())
+    found = fidelity.report(model, checkpoint, text.sequences, parse_devices(options.device)[0])
     fidelity.write(found, checkpoint)
     whole = found.whole
     print(
@@ -217,8 +227,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
         default="float32",
         help="of the calibration forward: float32, or bfloat16, quicker where the processor has it (default float32)",
     )
-    how.add_argument("--device", help="cpu or cuda (default: the GPU if there is one)")
+    how.add_argument(
+        "--device", "--devices", help="cpu or cuda (default: the GPU if there is one), or several: cuda:0,cuda:1"
+    )
     how.add_argument("--ram-gib", type=float, default=0.0, help="activations in memory; the rest on disk (default 0)")
+    how.add_argument(
+        "--shard-gb", type=float, default=5.0, metavar="GB", help="most that a file of the checkpoint holds (default 5)"
+    )
     how.add_argument("--dry-run", action="store_true", help="say sizes, time and what fits a 16 GB card; write nothing")
     how.add_argument(
         "--fidelity",
@@ -270,4 +285,5 @@ def _add_training(group: Any) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what lies in temporary directories goes as by Ctrl-C
     sys.exit(main())

@@ -216,7 +216,7 @@ def load_tokenizer(model_dir: Path) -> Any:
     try:
         if not any(model_dir.glob("tokenizer*")):  # transformers would make an empty one up
             raise OSError("no tokenizer files")
-        return AutoTokenizer.from_pretrained(model_dir)
+        return AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CalibrationError(
             f"{model_dir} without a tokenizer that loads ({error})",

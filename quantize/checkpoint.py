@@ -1,16 +1,17 @@
 """A checkpoint on disk, whole or not there at all; and while it is made, a draft that a killed run goes on from.
 
     <out>/config.json                       the source's, with the quantization_config that vLLM and transformers read
-          model-00001-of-0000N.safetensors  one shard a decoder block, the last one everything else
+          model-00001-of-0000N.safetensors  a shard for each decoder block, then one for everything else; more where a
+                                            block, or all else, has more bytes than a shard may have
           model.safetensors.index.json
           quantize.json                     what made it: recipe, calibration, source, tool, hashes, each layer's fate
           README.md                         the same for a reader
           tokenizer*, chat_template*, ...   carried from the source
 
 The draft is a hidden sibling, `.<out>.unfinished`, flushed to the disk and renamed when all is there: a reader finds a
-finished checkpoint or none. After each block it holds that block's shard and the hidden states that the next block
-starts from, and then a note that says so; a run with the same key (model, recipe, calibration) goes on from the note. A
-draft of another key is thrown away.
+finished checkpoint or none. After each block it holds that block's shards and the hidden states that the next block
+starts from, and then a note that says so, each on the disk before the next; a run with the same key (model, recipe,
+calibration) goes on from the note. A draft of another key is thrown away, and so is one whose files are not whole.
 """
 
 import json
@@ -24,20 +25,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from quantize import formats, lock
-from quantize.errors import OutputError, RunError
+from quantize import formats, lock, shards
+from quantize.errors import ModelError, OutputError, RunError
 from quantize.methods import Layer
 from quantize.scheme import Quantized, Scheme
+from quantize.shapes import read_header
+from quantize.shards import Source
 from quantize.store import Store
 from quantize.weights import content_hash
 
 RECORD = "quantize.json"
 _INDEX = "model.safetensors.index.json"
 _NOTE = ".progress.json"
+_HIDDEN = ".hidden-"
+_SCRATCH = ".scratch"
+
+SHARD_BYTES = 5 * 10**9
+"""The most that a shard holds, unless a single tensor has more: the hub's own limit, which its readers expect."""
+
 _CARRIED = (
     "tokenizer*",
     "chat_template*",
@@ -63,49 +70,62 @@ def pack_block(
 
 
 class Draft:
-    """A checkpoint under way in `path`, of `shards` shards. `done` of its blocks are finished, `layers` their fate."""
+    """A checkpoint under way in `path`, in shards of at most `shard_bytes`.
 
-    def __init__(self, path: Path, key: str, shards: int, metadata: Mapping[str, str]) -> None:
-        self.path, self.key, self.shards, self.metadata = path, key, shards, metadata
+    `done` of its blocks are finished, and `layers` is their fate; `scratch` is for what only this process needs.
+    """
+
+    def __init__(self, path: Path, key: str, metadata: Mapping[str, str], shard_bytes: int = SHARD_BYTES) -> None:
+        self.path, self.key, self.metadata, self.shard_bytes = path, key, metadata, shard_bytes
+        self.scratch = path / _SCRATCH
         self.done = 0
         self.layers: list[Layer] = []
+        self._shards = 0
         self._hidden: list[str] = []
         self._read_note()
+        shutil.rmtree(self.scratch, ignore_errors=True)  # of a process that was killed
+        self.scratch.mkdir()
 
-    def add_block(self, tensors: Mapping[str, Tensor], layers: Sequence[Layer], store: Store | None) -> None:
-        """Write the next block's shard, then the hidden states after it, then the note that both are there."""
-        self.add(tensors, self.done + 1)
+    def add_block(self, tensors: Mapping[str, Source], layers: Sequence[Layer], store: Store | None) -> None:
+        """Write the next block's shards, then the hidden states after it, then the note that both are there."""
+        self.add(tensors)
+        names = self._save_hidden(store) if store else []
+        self._write_note(self.done + 1, [*self.layers, *layers], names)
         self.layers.extend(layers)
         self.done += 1
-        self._write_note(self._save_hidden(store) if store else [])
         shutil.rmtree(self._hidden_of(self.done - 1), ignore_errors=True)
 
     def hold(self) -> None:
         """Have what lies in `path` kept for the next run, though no block is finished yet."""
-        if not (self.path / _NOTE).is_file():
-            self._write_note([])
+        if not self.held:
+            self._write_note(0, [], [])
 
     @property
     def held(self) -> bool:
         """Whether a later run can go on from what is there."""
         return (self.path / _NOTE).is_file()
 
-    def _write_note(self, names: Sequence[str]) -> None:
+    def _write_note(self, done: int, layers: Sequence[Layer], hidden: Sequence[str]) -> None:
         note = {
             "key": self.key,
-            "done": self.done,
-            "hidden": list(names),
-            "layers": [asdict(layer) for layer in self.layers],
+            "done": done,
+            "shards": self._shards,
+            "hidden": list(hidden),
+            "layers": [asdict(layer) for layer in layers],
         }
         partial = self.path / (_NOTE + ".partial")
         partial.write_text(json.dumps(note))
+        _sync(partial)
         partial.replace(self.path / _NOTE)
+        _sync(self.path)
 
-    def add(self, tensors: Mapping[str, Tensor], number: int) -> None:
-        """Write shard `number`, counted from 1."""
-        partial = self.path / f".{number}.partial"
-        save_file(dict(tensors), partial, metadata={"format": "pt", **self.metadata})
-        partial.replace(self.path / self._shard(number))
+    def add(self, tensors: Mapping[str, Source]) -> None:
+        """Write the next shard, or several where `tensors` are too many for one."""
+        for part in shards.split(tensors, self.shard_bytes):
+            partial = self.path / ".shard.partial"
+            shards.write(partial, part, {"format": "pt", **self.metadata})
+            self._shards += 1
+            partial.replace(self._shard(self._shards))
 
     def restore(self, store: Store) -> None:
         """Put the hidden states after the last finished block into `store`, as `walk` wants them."""
@@ -113,31 +133,38 @@ class Draft:
             store.put(name, torch.from_numpy(np.load(self._hidden_of(self.done) / f"{name}.npy")))
 
     def finish(self) -> None:
-        """Write the index of the shards, and remove what only an unfinished run needs."""
+        """Give the shards their last names and write their index.
+
+        What a later run would go on from stays until the checkpoint has its place: the last blocks are not lost to a
+        kill while all is hashed.
+        """
         weight_map, total = {}, 0
-        for number in range(1, self.shards + 1):
-            name = self._shard(number)
-            with safe_open(self.path / name, framework="pt") as shard:
-                weight_map.update(dict.fromkeys(shard.keys(), name))
-            with (self.path / name).open("rb") as file:
-                header = int.from_bytes(file.read(8), "little")
-            total += (self.path / name).stat().st_size - 8 - header
+        for number in range(1, self._shards + 1):
+            name = f"model-{number:05d}-of-{self._shards:05d}.safetensors"
+            self._shard(number).replace(self.path / name)
+            header = read_header(self.path / name)
+            weight_map.update(dict.fromkeys(header, name))
+            total += sum(tensor.bytes for tensor in header.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         write_json(self.path / _INDEX, index)
-        shutil.rmtree(self._hidden_of(self.done), ignore_errors=True)
-        (self.path / _NOTE).unlink(missing_ok=True)
 
-    def _shard(self, number: int) -> str:
-        return f"model-{number:05d}-of-{self.shards:05d}.safetensors"
+    def _shard(self, number: int) -> Path:
+        """Where a shard lies: how many there will be, which its last name says, is not known yet, unless a run was
+        killed that knew it."""
+        plain = self.path / f"model-{number:05d}.safetensors"
+        return plain if plain.exists() else next(self.path.glob(f"model-{number:05d}-of-*.safetensors"), plain)
 
     def _hidden_of(self, done: int) -> Path:
-        return self.path / f".hidden-{done}"
+        return self.path / f"{_HIDDEN}{done}"
 
     def _save_hidden(self, store: Store) -> list[str]:
-        folder = self._hidden_of(self.done)
+        folder = self._hidden_of(self.done + 1)
         folder.mkdir(exist_ok=True)
         names = [name for name in store.names() if name.startswith("hidden.")]
         store.save(names, folder)
+        for name in names:
+            _sync(folder / f"{name}.npy")
+        _sync(folder)
         return names
 
     def _read_note(self) -> None:
@@ -146,15 +173,13 @@ class Draft:
             note = json.loads((self.path / _NOTE).read_text())
             if note["key"] != self.key:
                 raise ValueError("another checkpoint's")
-            for number in range(1, note["done"] + 1):
-                with safe_open(self.path / self._shard(number), framework="pt"):
-                    pass
-            self.done, self._hidden = note["done"], note["hidden"]
-            for name in self._hidden:
-                np.load(self._hidden_of(self.done) / f"{name}.npy", mmap_mode="r")
-            self.layers = [Layer(**layer) for layer in note["layers"]]
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-            self.done, self._hidden, self.layers = 0, [], []
+            for number in range(1, note["shards"] + 1):
+                read_header(self._shard(number))
+            for name in note["hidden"]:
+                np.load(self._hidden_of(note["done"]) / f"{name}.npy", mmap_mode="r")
+            layers = [Layer(**layer) for layer in note["layers"]]
+            self.done, self._shards, self._hidden, self.layers = note["done"], note["shards"], note["hidden"], layers
+        except (OSError, EOFError, ValueError, KeyError, TypeError, ModelError):
             for item in self.path.iterdir():
                 shutil.rmtree(item) if item.is_dir() else item.unlink()
 
@@ -216,6 +241,7 @@ def finished(path: Path, key: str) -> str | None:
         digest = ""
     if digest != record.get("checkpoint_sha256"):
         raise OutputError(f"{path}, whose files changed since they were written", "its own bytes", "Remove it")
+    _tidy(path)
     return digest
 
 
@@ -225,7 +251,7 @@ def unfinished(out: Path) -> Path:
 
 
 @contextmanager
-def drafted(out: Path, key: str, shards: int, metadata: Mapping[str, str]) -> Iterator[Draft]:
+def drafted(out: Path, key: str, metadata: Mapping[str, str], shard_bytes: int = SHARD_BYTES) -> Iterator[Draft]:
     """A draft that becomes `out` when the body ends. When it fails, finished blocks stay for the next run.
 
     Raises OutputError where another run holds the draft or `out` cannot be made, RunError where the disk is full.
@@ -233,11 +259,11 @@ def drafted(out: Path, key: str, shards: int, metadata: Mapping[str, str]) -> It
     path = unfinished(out)
     taken = f"{path}, which another run is writing to"
     with lock.held(path, out, taken, "Wait for it, or choose another --out"):
-        draft = Draft(path, key, shards, metadata)
+        draft = Draft(path, key, metadata, shard_bytes)
         try:
             yield draft
             _publish(path, out)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             raise RunError(
                 f"{path} could not be written ({error})",
                 "a disk with room for the checkpoint",
@@ -250,9 +276,11 @@ def drafted(out: Path, key: str, shards: int, metadata: Mapping[str, str]) -> It
 
 def _publish(draft: Path, out: Path) -> None:
     draft.chmod(0o755)
+    shutil.rmtree(draft / _SCRATCH, ignore_errors=True)
     for file in draft.iterdir():
-        file.chmod(0o644)  # safetensors makes its files private, and a server may run as somebody else
-        _sync(file)
+        if file.is_file():
+            file.chmod(0o644)  # whatever the umask, for a server may run as somebody else
+            _sync(file)
     _sync(draft)
     try:
         draft.rename(out)  # replaces an empty directory, and fails on any other
@@ -260,7 +288,16 @@ def _publish(draft: Path, out: Path) -> None:
         raise OutputError(
             f"{out}, which exists and is not empty", "a new or empty directory", "Another run may have written it: look"
         ) from error
+    _tidy(out)
     _sync(out.parent)
+
+
+def _tidy(path: Path) -> None:
+    """Remove what only an unfinished run needs: it is in a finished checkpoint if the run was killed at that moment."""
+    for folder in path.glob(f"{_HIDDEN}*"):
+        shutil.rmtree(folder)
+    if (path / _NOTE).exists():
+        (path / _NOTE).unlink()
 
 
 def _sync(path: Path) -> None:

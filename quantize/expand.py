@@ -53,10 +53,9 @@ def _write(model: Dequantized, out: Path, key: str, source: str) -> str:
     for name in model.files:
         block = BLOCK.search(name)
         shards.setdefault(block[1] if block else "", []).append(name)
-    with drafted(out, key, len(shards), {"expanded_from": source}) as draft:
-        for number, names in enumerate(shards.values(), start=1):
-            tensors = model.read(names)
-            draft.add({name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}, number)
+    with drafted(out, key, {"expanded_from": source}) as draft:
+        for names in shards.values():
+            draft.add({name: tensor.to(dtype) for name, tensor in model.read(names).items()})
         draft.finish()
         config = {name: value for name, value in model.config.items() if name != "quantization_config"}
         write_json(draft.path / "config.json", config)

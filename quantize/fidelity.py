@@ -93,7 +93,7 @@ def build_model(path: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> A
     """The model that `path`/config.json describes, with `tensors` by name; ModelError where they do not fit it."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # it would look for kernels of its own
     build: Any = AutoModelForCausalLM.from_config

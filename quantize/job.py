@@ -1,6 +1,6 @@
 """The whole job: model in, checkpoint out, through the cache.
 
-    key = sha256(source model, recipe, calibration tokens)
+    key = sha256(source model, recipe, calibration tokens[, what it trains on][, the size of its shards])
 
 decides what a checkpoint is. A finished one with the same key is returned and not made again; its bytes are checked
 against the hash that was noted when it was written. An unfinished one is gone on with at its last finished block.
@@ -27,9 +27,11 @@ from quantize.allocate import allocate
 from quantize.blocks import family_of
 from quantize.calibration import CalibrationSet
 from quantize.calibration import load as load_calibration
-from quantize.checkpoint import RECORD, Draft, describe, drafted, finished, pack_block, unfinished
+from quantize.checkpoint import RECORD, SHARD_BYTES, Draft, describe, drafted, finished, pack_block, unfinished
 from quantize.corpus import key as corpus_key
-from quantize.errors import SchemeError
+from quantize.devices import in_order
+from quantize.devices import parse as parse_devices
+from quantize.errors import OutputError, SchemeError
 from quantize.formats import HEAD
 from quantize.head import check_untied, head_of, input_stats
 from quantize.loop import Observer, Row, world
@@ -39,7 +41,7 @@ from quantize.scheme import Scheme
 from quantize.sequences import batches
 from quantize.shapes import implied
 from quantize.store import BUDGET, Store
-from quantize.walk import walk
+from quantize.walk import Step, walk
 from quantize.weights import ModelDir, check_unquantized, content_hash, locate, open_model, read_config
 
 TRAINING = ".training"
@@ -155,36 +157,40 @@ def quantize_model(
     device: str | None = None,
     corpus: Path | None = None,
     observe: Observer | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> Result:
     """Quantize `model`, a directory or a hub name, by `recipe`, unless that was done before.
 
     The checkpoint goes to `out`, or without it to <cache>/checkpoints/<name>-<method>-<key>, where `cache` is the
     user's cache directory by default. `calibration` is a file (see `calibration`); `budget` the bytes of activations
-    that stay in memory; `device` the GPU if there is one. `corpus` is what qat and qad train on (see `train`), and
-    `observe` is told of their steps. Raises a QuantizeError; finished blocks and steps are then kept beside `out` and
-    the same call goes on from them.
+    that stay in memory; `device` the GPU if there is one, or several, as in cuda:0,cuda:1 (`devices`); `shard_bytes`
+    the most that a file of the checkpoint holds. `corpus` is what qat and qad train on (see `train`), and `observe` is
+    told of their steps. Raises a QuantizeError; finished blocks and steps are then kept beside `out` and the same call
+    goes on from them.
     """
     started = time.perf_counter()
-    request = prepare(model, recipe, calibration=calibration, target_gib=target_gib, device=device)
+    devices = parse_devices(device)
+    request = prepare(model, recipe, calibration=calibration, target_gib=target_gib, device=devices[0])
     path = request.source.path
-    record = _record(request, content_hash(path), corpus)
+    if shard_bytes < 1:
+        raise OutputError(f"shards of {shard_bytes} bytes", "1 byte at least", "Leave --shard-gb out: it is 5 then")
+    record = _record(request, content_hash(path), corpus, shard_bytes)
     name = path.name if Path(model).expanduser().is_dir() else Path(model).name
     out = out or _entry(cache, name, record)
     digest = finished(out, record["key"])
     cached = digest is not None
     if digest is None:
         config = request.source.config
-        shards = int(config["num_hidden_layers"]) + 1
         if request.recipe.training:
             start = partial(
                 quantize_model, model, cache=cache, calibration=calibration, budget=budget, progress=progress,
                 device=device,
             )  # fmt: skip
             with _threads_that_pay(config):
-                digest = _train(request, record, out, start, corpus, device or default_device(), observe)
+                digest = _train(request, record, out, start, corpus, devices[0], observe, shard_bytes)
             return _result(out, record, digest, started, cached)
-        with drafted(out, record["key"], shards, _metadata(record)) as draft, _threads_that_pay(config):
-            _write(request, draft, budget, progress, device or default_device())
+        with drafted(out, record["key"], _metadata(record), shard_bytes) as draft, _threads_that_pay(config):
+            _write(request, draft, budget, progress, devices)
             record |= {"layers": [asdict(layer) for layer in draft.layers]}
             digest = describe(draft.path, path, config, request.plan, request.format, record)
     return _result(out, record, digest, started, cached)
@@ -214,7 +220,7 @@ def quantize_config(config: Path, recipe: Recipe, *, out: Path | None = None, ca
     digest = finished(out, record["key"])
     cached = digest is not None
     if digest is None:
-        with drafted(out, record["key"], 0, {}) as draft:
+        with drafted(out, record["key"], {}) as draft:
             digest = describe(draft.path, source, fields, plan, format, record)
     return _result(out, record, digest, started, cached)
 
@@ -229,13 +235,17 @@ def _result(out: Path, record: Mapping[str, Any], digest: str, started: float, c
     )  # fmt: skip
 
 
-def _record(request: Prepared, source_sha256: str, corpus: Path | None = None) -> dict[str, Any]:
+def _record(
+    request: Prepared, source_sha256: str, corpus: Path | None = None, shard_bytes: int = SHARD_BYTES
+) -> dict[str, Any]:
     """What quantize.json says of a checkpoint; `key` is its identity."""
     recipe, source, samples = replace(request.recipe, format=request.format), request.model, request.samples
     calibration_sha256 = samples.sha256() if samples and recipe.calibrated else None
     parts = [source_sha256, recipe.sha256(), calibration_sha256 or ""]
     if recipe.training and corpus:
         parts.append(corpus_key(request.source.path, corpus, recipe.length))
+    if shard_bytes != SHARD_BYTES:  # the same weights in other files
+        parts.append(f"shards of {shard_bytes}")
     return {
         "key": hashlib.sha256("\n".join(parts).encode()).hexdigest(),
         "recipe": recipe.record(),
@@ -258,37 +268,56 @@ def _entry(cache: Path | None, name: str, record: Mapping[str, Any]) -> Path:
     return (cache or default_cache()) / "checkpoints" / f"{name}-{record['recipe']['method']}-{record['key'][:12]}"
 
 
-def _write(request: Prepared, draft: Draft, budget: int, progress: Progress | None, device: str) -> None:
-    """Quantize block by block, a shard each, into `draft`, then the output head if that is asked for; the last shard is
-    all that lies outside of the blocks."""
+def _write(request: Prepared, draft: Draft, budget: int, progress: Progress | None, devices: Sequence[str]) -> None:
+    """Quantize block by block, a shard each, into `draft`, then the output head if that is asked for; last comes
+    all that lies outside of the blocks.
+
+    With calibration the devices share each block, without one they take a block each (`devices`).
+    """
     source, method = request.source, METHODS[request.recipe.method]
     process = psutil.Process()
-    with Store(budget, draft.path) as store:
+    with Store(budget, draft.scratch) as store:
         sequences = request.samples.sequences if request.samples and method.calibrated else ()
         draft.restore(store)
         begun, started = draft.done, time.perf_counter()
+        total = int(source.config["num_hidden_layers"])
         arithmetic = _ARITHMETIC[request.recipe.arithmetic]
         onward = HEAD in request.plan
-        steps = walk(source, sequences, device, store=store, start=begun, arithmetic=arithmetic, to_the_end=onward)
-        for step in steps:
-            schemes = {n: s for n in step.family.linears if (s := request.plan[step.prefix + n])}
-            quantized, layers = quantize_block(step, method, request.recipe.grid_search, schemes.get)
-            state = step.block.state_dict()
-            integers = {name: (values, schemes[name]) for name, values in quantized.items()}
-            weights = {f"{name}.weight" for name in integers}
-            kept = {name: state[name].to("cpu", dtype) for name, dtype in step.stored.items() if name not in weights}
-            tensors = pack_block(step.prefix, kept, integers, request.format)
-            draft.add_block(tensors, layers, store if step.flow and step.onward else None)
+        if sequences:
+            walks = [
+                walk(source, sequences, devices[0], store=store, start=begun, arithmetic=arithmetic,
+                     to_the_end=onward, beside=devices[1:])
+            ]  # fmt: skip
+        else:
+            walks = [walk(source, (), device, start=begun + i, stride=len(devices)) for i, device in enumerate(devices)]
+
+        def made(side: int, _: int) -> tuple[dict[str, Tensor], list[Layer], bool]:
+            step = next(walks[side])
+            return *_block(request, step), step.flow is not None and step.onward
+
+        for tensors, layers, moved in in_order(made, total - begun, len(walks)):
+            draft.add_block(tensors, layers, store if moved else None)
             if progress:
                 seconds = time.perf_counter() - started
                 held = process.memory_info().rss
-                progress(BlockDone(step.index + 1, step.total, begun, seconds, tuple(layers), held))
-        head = _head(request, draft, store, sequences, device)
+                progress(BlockDone(draft.done, total, begun, seconds, tuple(layers), held))
+        head = _head(request, draft, store, sequences, devices[0])
     outside = [name for name in source.files if not name.startswith("model.layers.")]
     if head:
         outside.remove(f"{HEAD}.weight")
-    draft.add({**source.read(outside), **head}, draft.shards)
+    draft.add({**source.where(outside), **head})
     draft.finish()
+
+
+def _block(request: Prepared, step: Step) -> tuple[dict[str, Tensor], list[Layer]]:
+    """Quantize the block of `step`: its tensors as they are stored, and its layers' fate."""
+    schemes = {n: s for n in step.family.linears if (s := request.plan[step.prefix + n])}
+    quantized, layers = quantize_block(step, METHODS[request.recipe.method], request.recipe.grid_search, schemes.get)
+    state = step.block.state_dict()
+    integers = {name: (values, schemes[name]) for name, values in quantized.items()}
+    weights = {f"{name}.weight" for name in integers}
+    kept = {name: state[name].to("cpu", dtype) for name, dtype in step.stored.items() if name not in weights}
+    return pack_block(step.prefix, kept, integers, request.format), layers
 
 
 def _train(
@@ -299,6 +328,7 @@ def _train(
     corpus: Path | None,
     device: str,
     observe: Observer | None,
+    shard_bytes: int,
 ) -> str:
     """Train, and write the checkpoint; returns its content hash. One of several processes (torchrun) writes it all."""
     recipe, source, config = request.recipe, request.source, request.source.config
@@ -324,7 +354,7 @@ def _train(
             learn(unfinished(out))
             among.wait()
             return finished(out, record["key"]) or ""
-        with drafted(out, record["key"], int(config["num_hidden_layers"]) + 1, _metadata(record)) as draft:
+        with drafted(out, record["key"], _metadata(record), shard_bytes) as draft:
             (draft.path / TRAINING).mkdir(exist_ok=True)
             draft.hold()
             student, stored, rows, origin = learn(draft.path)

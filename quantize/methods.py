@@ -13,7 +13,7 @@ of the integers.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from quantize import awq, gptq, rtn, smoothquant
 from quantize.blocks import Site, apply_fold, by_row, linear
+from quantize.devices import spread
 from quantize.formats import HEAD
 from quantize.head import Head
 from quantize.scheme import Grid, Quantized, Scheme, dequantize, loss, round_scales, search
@@ -89,7 +90,7 @@ def quantize_block(
         if stats and factor is not None:
             stats = stats.scaled(factor)
         weights = {name: linear(step.block, name).weight for name in schemes}
-        rounded, damping = _round(weights, schemes, stats, method.rounding, how)
+        rounded, damping = _round(weights, schemes, stats, method.rounding, how, [side.device for side in step.sides])
         for name, quantized in rounded.items():
             after = dequantize(quantized)
             lost = _energies(weights[name], after, stats)
@@ -157,14 +158,32 @@ def _fold(
 
 
 def _round(
-    weights: Mapping[str, Tensor], schemes: Mapping[str, Scheme], stats: InputStats | None, rounding: str, how: str
+    weights: Mapping[str, Tensor],
+    schemes: Mapping[str, Scheme],
+    stats: InputStats | None,
+    rounding: str,
+    how: str,
+    devices: Sequence[str] = (),
 ) -> tuple[dict[str, Quantized], float | None]:
-    """The integers of a site's layers, and GPTQ's damping."""
+    """The integers of a site's layers, and GPTQ's damping. `devices` share in AWQ's search."""
     if rounding == "gptq" and stats is not None:
         return _gptq(weights, schemes, stats.gram, how)
     if rounding == "awq" and stats is not None:
-        return {name: search(weight, schemes[name], stats.gram)[0] for name, weight in weights.items()}, None
+        return _awq(weights, schemes, stats.gram, devices), None
     return {name: rtn.nearest(weight, schemes[name], how) for name, weight in weights.items()}, None
+
+
+def _awq(
+    weights: Mapping[str, Tensor], schemes: Mapping[str, Scheme], gram: Tensor, devices: Sequence[str]
+) -> dict[str, Quantized]:
+    """Each layer by itself, on any of `devices`; what comes out lies where `gram` does."""
+    names = list(weights)
+
+    def searched(device: str, i: int) -> Quantized:
+        found, _ = search(weights[names[i]].to(device), schemes[names[i]], gram.to(device))
+        return Quantized(*(part.to(gram.device) for part in found))
+
+    return dict(zip(names, spread(searched, len(names), devices or [str(gram.device)]), strict=True))
 
 
 def _gptq(

@@ -25,11 +25,13 @@ _LARGEST_HEADER = 100 * 2**20
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor as a safetensors header declares it: `dtype` in its words (BF16, F16, I32 ...)."""
+    """A tensor as a safetensors header declares it: `dtype` in its words (BF16, F16, I32 ...). start: of its bytes in
+    the file, 0 where there is none."""
 
     dtype: str
     shape: tuple[int, ...]
     bytes: int
+    start: int = 0
 
     @property
     def numel(self) -> int:
@@ -82,15 +84,15 @@ def read_header(file: Path) -> dict[str, Stored]:
                 raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
             header = json.loads(opened.read(length))
         header.pop("__metadata__", None)
-        ends = {name: tuple(map(int, tensor["data_offsets"])) for name, tensor in header.items()}
-        found = {
-            name: Stored(str(tensor["dtype"]), tuple(map(int, tensor["shape"])), ends[name][1] - ends[name][0])
-            for name, tensor in header.items()
-        }
-        if missing := 8 + length + max((end for _, end in ends.values()), default=0) - size:
+        found = {}
+        for name, tensor in header.items():
+            shape, (begin, end) = tuple(map(int, tensor["shape"])), map(int, tensor["data_offsets"])
+            found[name] = Stored(str(tensor["dtype"]), shape, end - begin, 8 + length + begin)
+        ends = (tensor.start + tensor.bytes for tensor in found.values())
+        if missing := max(ends, default=8 + length) - size:
             raise ValueError(f"{missing:,} bytes are missing at its end" if missing > 0 else f"{-missing:,} too many")
     except OSError as error:
         raise ModelError(f"{file}: {error.strerror}", "a safetensors file", "Fetch it again") from error
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise ModelError(f"{file.name}: {error}", "a whole safetensors file", "Fetch it again") from error
     return found

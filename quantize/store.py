@@ -18,7 +18,7 @@ class Store:
     """Float32 tensors by name. What does not fit the budget lies in files of a directory that goes when the store does.
 
     They are <name>.npy. A file is read and written, never mapped: what the kernel keeps of it in its page cache is the
-    machine's to take back, and counts as nobody's memory.
+    machine's to take back, and counts as nobody's memory. Any thread may `get`; one of them changes what is kept.
     """
 
     def __init__(self, budget: int, directory: Path | None = None) -> None:
@@ -67,14 +67,12 @@ class Store:
             return self._held[name]
         return torch.from_numpy(np.load(self._spilled[name]))
 
-    def pop(self, name: str) -> Tensor:
-        """The tensor of that name, which is then no longer kept."""
-        tensor = self.get(name)
+    def drop(self, name: str) -> None:
+        """Keep the tensor of that name no longer."""
         held = self._held.pop(name, None)
         if held is not None:
             self._bytes -= held.nbytes
         self._spilled.pop(name, None)
-        return tensor
 
     def save(self, names: Iterable[str], folder: Path) -> None:
         """Leave the tensors `names` in `folder`, as <name>.npy, where they stay when the store goes.

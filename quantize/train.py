@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from quantize import corpus, qat, selfwritten
 from quantize.checkpoint import Draft, pack_block
@@ -22,6 +21,7 @@ from quantize.loop import Observer, Row, World, train, write_rows
 from quantize.methods import layer_of
 from quantize.recipe import Recipe
 from quantize.scheme import Grid, Scheme, dequantize, search
+from quantize.shards import Source
 from quantize.training import Training
 from quantize.training_figure import draw
 from quantize.weights import ModelDir
@@ -114,7 +114,7 @@ def write(
     integers, kept = qat.export(student)
     learned = {name: weight.detach() for name, (_, weight) in qat.quantizers(student).items()}
     tensors = {name: kept[name].to("cpu", stored[name]) for name in source.files if name in kept}
-    for block in range(draft.done, draft.shards - 1):
+    for block in range(draft.done, int(source.config["num_hidden_layers"])):
         prefix = f"model.layers.{block}."
         own = {
             name.removeprefix(prefix): (values, schemes[name])
@@ -129,8 +129,8 @@ def write(
             for name, (values, scheme) in own.items()
         ]  # what rounding does to the weights that training ended with
         draft.add_block(pack_block(prefix, plain, own, format), fates, None)
-    outside: dict[str, Tensor] = {name: t for name, t in tensors.items() if not name.startswith("model.layers.")}
-    draft.add(outside, draft.shards)
+    outside: dict[str, Source] = {name: t for name, t in tensors.items() if not name.startswith("model.layers.")}
+    draft.add(outside)
     draft.finish()
 
 

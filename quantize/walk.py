@@ -15,20 +15,25 @@ the next. One pass so gives each layer the inputs that it will see when served, 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from quantize import products
-from quantize.blocks import Family, Half, Heads, Site, core_of, family_of, heads_of, linear
+from quantize.blocks import Family, Half, Heads, Site, Stage, core_of, family_of, heads_of, linear
+from quantize.devices import in_order
 from quantize.errors import ModelError, RunError
 from quantize.sequences import Batch, batches
 from quantize.store import Store
 from quantize.weights import ModelDir
 
 _ATTENTION = "self_attn"
+_ROWS = 1024
+"""Of a Gram matrix at a time, where it is changed as a whole: it is hundreds of MB for a wide layer."""
 _HIDDEN = "hidden"
 """What the store has the hidden states under, before the number of their batch."""
 
@@ -42,7 +47,11 @@ class InputStats:
 
     def scaled(self, scale: Tensor) -> "InputStats":
         """The statistics of x / scale, [in]."""
-        return InputStats(self.gram / torch.outer(scale, scale), self.abs_max / scale)
+        gram = torch.empty_like(self.gram)
+        for row in range(0, len(gram), _ROWS):  # a second matrix of this size is enough
+            rows = slice(row, row + _ROWS)
+            torch.div(self.gram[rows], torch.outer(scale[rows], scale), out=gram[rows])
+        return InputStats(gram, self.abs_max / scale)
 
 
 Visit = Callable[[Site, InputStats], Tensor | None]
@@ -74,7 +83,8 @@ class Step:
 
     prefix: of the block's tensors in the checkpoint; stored: the types that the checkpoint's tensors have, by their
     names in the block; flow: None without calibration; arithmetic: of the products in the block's forward, whose sums,
-    norms and hidden states stay float32; onward: whether anybody wants the hidden states behind it.
+    norms and hidden states stay float32; onward: whether anybody wants the hidden states behind it; beside: the same
+    block on other devices, which share in moving the calibration set.
     """
 
     index: int
@@ -88,6 +98,17 @@ class Step:
     device: str
     arithmetic: torch.dtype = torch.float32
     onward: bool = True
+    beside: tuple["Step", ...] = ()
+
+    @property
+    def sides(self) -> tuple["Step", ...]:
+        """This step, and those beside it."""
+        return self, *self.beside
+
+    def agree(self) -> None:
+        """Give the blocks beside this one what it has become."""
+        for other in self.beside:
+            other.block.load_state_dict(self.block.state_dict())
 
     def advance(self, visit: Visit | None = None) -> None:
         """Move the hidden states through the block; site by site, if there is somebody to visit them.
@@ -99,8 +120,13 @@ class Step:
         if visit is not None:
             _by_site(self, visit)
             return
-        for batch in range(len(self.flow)):
-            put(self, batch, forward(self, hidden(self, batch), batch))
+        self.agree()
+        sides = self.sides
+        moved = in_order(
+            lambda at, batch: forward(sides[at], hidden(sides[at], batch), batch), len(self.flow), len(sides)
+        )
+        for batch, states in enumerate(moved):
+            put(self, batch, states)
 
 
 @torch.no_grad()
@@ -122,26 +148,58 @@ def _by_site(step: Step, visit: Visit) -> None:
         visit(stage.inputs, gathered.stats(_name(step)))  # a factor in the norm is in what it gives from here on
         factors: dict[str, Tensor | None] = {}
         for half in stage.halves:
+            step.agree()
             gathered = Gathered()
-            with core_of(step.block, half) as core:
-                for batch in range(len(flow)):
-                    normed = _first(norms[number](hidden(step, batch)))
-                    inner = _call(step, core, normed, _arguments(step, batch, half))
-                    gathered.add(inner, flow.real[batch])
-                    flow.store.put(f"{half.core}.{batch}", inner)
+            for batch, inner in enumerate(_inner(step, half)):
+                gathered.add(inner, flow.real[batch])
+                flow.store.put(f"{half.core}.{batch}", inner)
             factors[half.core] = visit(half.output, gathered.stats(_name(step)))
         following = norms[number + 1] if number + 1 < len(norms) else None
         if following is None and not step.onward:
             return
+        step.agree()
         gathered = Gathered()
-        for batch in range(len(flow)):
-            after = hidden(step, batch)
-            for half in stage.halves:
-                inner, factor = flow.store.pop(f"{half.core}.{batch}").to(step.device), factors[half.core]
-                after = after + _tail(step, half, inner if factor is None else inner.div_(factor))
+        for batch, after in enumerate(_after(step, stage, factors)):
             put(step, batch, after)
+            for half in stage.halves:
+                flow.store.drop(f"{half.core}.{batch}")
             if following is not None:
                 gathered.add(_first(following(after)), flow.real[batch])
+
+
+def _inner(step: Step, half: Half) -> Iterator[Tensor]:
+    """Of each batch what the core of `half` gives its last layer, on the step's device."""
+    assert step.flow is not None
+    sides = step.sides
+    with ExitStack() as stack:
+        cores = [stack.enter_context(core_of(side.block, half)) for side in sides]
+
+        def inner(at: int, batch: int) -> Tensor:
+            side = sides[at]
+            normed = _first(side.block.get_submodule(half.norm)(hidden(side, batch)))
+            return _call(side, cores[at], normed, _arguments(side, batch, half)).to(step.device)
+
+        yield from in_order(inner, len(step.flow), len(sides))
+
+
+def _after(step: Step, stage: Stage, factors: Mapping[str, Tensor | None]) -> Iterator[Tensor]:
+    """Of each batch the hidden states behind `stage`, on the step's device.
+
+    factors: what has moved from the inputs of each half's last layer into the operation before, or None.
+    """
+    assert step.flow is not None
+    sides, store = step.sides, step.flow.store
+
+    def after(at: int, batch: int) -> Tensor:
+        side = sides[at]
+        states = hidden(side, batch)
+        for half in stage.halves:
+            inner, factor = store.get(f"{half.core}.{batch}").to(side.device), factors[half.core]
+            given = inner if factor is None else inner / factor.to(side.device)
+            states = states + _tail(side, half, given)
+        return states.to(step.device)
+
+    yield from in_order(after, len(step.flow), len(sides))
 
 
 class Gathered:
@@ -162,11 +220,21 @@ class Gathered:
         self._tokens += len(x)
 
     def stats(self, source: str) -> InputStats:
-        """Of all that was taken in, which came out of `source`. Raises RunError where it was not finite."""
-        gram = self._gram.triu_()
-        gram += gram.triu(1).T
+        """Of all that was taken in, which came out of `source`, and is then given away. Raises RunError where it was
+        not finite."""
+        gram, self._gram = self._gram, torch.empty(0)
+        _mirror(gram)
         _check_finite(source, gram)
         return InputStats(gram.div_(self._tokens), self._loudest)
+
+
+def _mirror(gram: Tensor) -> None:
+    """Make `gram` [in, in] symmetric in place, by what is on and above its diagonal."""
+    for start in range(0, len(gram), _ROWS):
+        end = min(start + _ROWS, len(gram))
+        block = gram[start:end, start:end].triu_()
+        block += block.triu(1).T
+        gram[end:, start:end] = gram[start:end, end:].T
 
 
 def _name(step: Step) -> str:
@@ -282,29 +350,35 @@ def walk(
     start: int = 0,
     arithmetic: torch.dtype = torch.float32,
     to_the_end: bool = True,
+    beside: Sequence[str] = (),
+    stride: int = 1,
 ) -> Iterator[Step]:
     """Yield each block of `model` from `start` on, with the calibration `sequences` of token ids before it; without
     any, with none.
 
     What the caller makes of a block is what the calibration set goes through: a block's inputs are the outputs of the
     QUANTIZED blocks before it, for those are what it will see when served. What the last block puts out is computed if
-    it is wanted (`to_the_end`). To begin at a later block, `store` has to
-    hold the hidden states before it (`hidden.<batch>`), which it does after a walk that got there.
+    it is wanted (`to_the_end`). To begin at a later block, `store` has to hold the hidden states before it
+    (`hidden.<batch>`), which it does after a walk that got there. `beside` are more devices, for the calibration set to
+    be spread over; without one, a walk can leave blocks to others and take each `stride`th.
     """
     family = family_of(model.config.get("model_type"))
     skeleton = skeleton_of(model)
     heads = heads_of(skeleton.config)
     flow = _embed(skeleton, model, family, batches(sequences), store or Store(2**62), start) if sequences else None
     layers = skeleton.model.layers
-    for index, layer in list(enumerate(layers))[start:]:
+    for index, layer in list(enumerate(layers))[start::stride]:
         prefix = f"model.layers.{index}."
         tensors = {name.removeprefix(prefix): tensor for name, tensor in model.read(model.names(prefix)).items()}
         stored = {name: tensor.dtype for name, tensor in tensors.items()}
         block = _materialise(layer, tensors, prefix, device)
         del tensors
         onward = to_the_end or index + 1 < len(layers)
-        yield Step(index, len(layers), prefix, block, family, heads, stored, flow, device, arithmetic, onward)
-        block.to("meta")
+        step = Step(index, len(layers), prefix, block, family, heads, stored, flow, device, arithmetic, onward)
+        copies = tuple(replace(step, block=deepcopy(block).to(other), device=other) for other in beside if flow)
+        yield replace(step, beside=copies)
+        for side in (step, *copies):
+            side.block.to("meta")
 
 
 def skeleton_of(model: ModelDir) -> Any:
@@ -313,7 +387,7 @@ def skeleton_of(model: ModelDir) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(model.path)
+        config = AutoConfig.from_pretrained(model.path, trust_remote_code=False)
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise ModelError(
             f"{model.path}/config.json: {error}", "what transformers accepts", "Correct it, or fetch it again"
@@ -380,7 +454,7 @@ def _materialise(layer: nn.Module, tensors: Mapping[str, Tensor], prefix: str, d
         )
     block = layer.to_empty(device=device)
     try:
-        block.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        block.load_state_dict(dict(tensors))  # which widens them as it copies
     except RuntimeError as error:
         raise ModelError(
             f"tensors under {prefix} of other shapes ({error})", "the shapes that config.json implies", "Fetch it again"

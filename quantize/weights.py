@@ -1,7 +1,7 @@
 """Reading a model's directory: which tensors it has, their values one by one, and a hash of it all.
 
-Only safetensors: a pickle runs code when it is opened. Tensors are read when asked for and not before, so what is held
-in memory is what the caller holds, whatever the size of the shards.
+Only safetensors: a pickle runs code when it is opened. Tensors are read when asked for and not before, and no file is
+mapped (`shards`), so what is held in memory is what the caller holds, whatever the size of the model.
 """
 
 import hashlib
@@ -14,7 +14,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from quantize import shards
 from quantize.errors import ModelError
+from quantize.shapes import read_header
+from quantize.shards import Elsewhere
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # What of a hub repository is fetched: weights, configuration, tokenizer, and the calibration set where one is shipped.
@@ -31,33 +34,37 @@ class ModelDir:
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Those tensors, in their stored type, on the CPU. Raises ModelError for a name that is not there."""
-        by_file: dict[Path, list[str]] = {}
+        tensors = {}
+        for file, wanted in self._by_file(names).items():
+            tensors.update(shards.read(file, wanted))
+        return tensors
+
+    def where(self, names: Iterable[str]) -> dict[str, Elsewhere]:
+        """Those tensors as they lie in their files, unread. Raises ModelError as `read` does."""
+        places = {}
+        for file, wanted in self._by_file(names).items():
+            header = read_header(file)
+            places.update({name: Elsewhere(file, header[name]) for name in wanted})
+        return places
+
+    def _by_file(self, names: Iterable[str]) -> dict[Path, list[str]]:
+        found: dict[Path, list[str]] = {}
         for name in names:
             if name not in self.files:
                 raise ModelError(
                     f"{self.path} has no tensor {name}", "every tensor that its config.json implies", "Fetch it again"
                 )
-            by_file.setdefault(self.files[name], []).append(name)
-        tensors = {}
-        for file, wanted in by_file.items():
-            with safe_open(file, framework="pt") as opened:
-                tensors.update({name: opened.get_tensor(name) for name in wanted})
-        return tensors
+            found.setdefault(self.files[name], []).append(name)
+        return found
 
     def rows(self, name: str, indices: Tensor) -> Tensor:
         """Some rows of one tensor, int64 [n] -> [n, ...], reading no others. Raises ModelError as `read` does."""
-        if name not in self.files:
-            self.read([name])
-        with safe_open(self.files[name], framework="pt") as opened:
-            found: Tensor = opened.get_tensor(name)[indices]  # mapped: only the pages that are looked at are read
-        return found
+        (file,) = self._by_file([name])
+        return shards.rows(file, name, indices)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one tensor, from its file's header. Raises ModelError as `read` does."""
-        if name not in self.files:
-            self.read([name])
-        with safe_open(self.files[name], framework="pt") as opened:
-            return tuple(opened.get_slice(name).get_shape())
+        return self.where([name])[name].stored.shape
 
     def matrix_shape(self, name: str) -> tuple[int, int]:
         """(outputs, inputs) of a weight matrix. Raises ModelError where it is none."""
@@ -68,12 +75,7 @@ class ModelDir:
 
     def nbytes(self, name: str) -> int:
         """What one tensor takes in its file, in bytes. Raises ModelError as `read` does."""
-        count = 1
-        for size in self.shape(name):
-            count *= size
-        with safe_open(self.files[name], framework="pt") as opened:
-            width: int = opened.get_slice(name)[:0].element_size()
-        return count * width
+        return self.where([name])[name].nbytes
 
     def names(self, prefix: str) -> list[str]:
         """The names of the tensors under `prefix`, sorted."""
@@ -108,8 +110,10 @@ def read_config(path: Path) -> dict[str, Any]:
     """config.json of a model directory, or the file itself."""
     file = path / "config.json" if path.is_dir() else path
     try:
+        if file.exists() and not file.is_file():
+            raise OSError("it is a pipe or a device, and no file")
         config = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file}: {error}", "a JSON object", "Give a directory that holds a model") from error
     if not isinstance(config, dict):
         raise ModelError(f"{file} holds a {type(config).__name__}", "a JSON object", "Give a model's config.json")
@@ -131,8 +135,8 @@ def open_model(path: Path) -> ModelDir:
     tensor in two shards.
     """
     config = read_config(path)
-    shards = sorted(path.glob("*.safetensors"))
-    if not shards:
+    there = sorted(path.glob("*.safetensors"))
+    if not there:
         pickles = [file.name for pattern in _PICKLES for file in path.glob(pattern)]
         raise ModelError(
             f"{path} holds {', '.join(pickles) if pickles else 'no weights'}",
@@ -140,7 +144,7 @@ def open_model(path: Path) -> ModelDir:
             "Convert it with `model.save_pretrained(dir)` in an environment you trust" if pickles else "Fetch it again",
         )
     files: dict[str, Path] = {}
-    for shard in shards:
+    for shard in there:
         try:
             with safe_open(shard, framework="pt") as opened:
                 names = list(opened.keys())

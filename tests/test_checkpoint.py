@@ -148,7 +148,7 @@ def test_a_run_that_fails_before_its_first_block_leaves_nothing(
 
 
 def test_the_name_appears_when_the_content_is_whole(tmp_path: Path) -> None:
-    with drafted(tmp_path / "out", "key", 0, {}) as draft:
+    with drafted(tmp_path / "out", "key", {}) as draft:
         (draft.path / "a").write_text("a")
         assert draft.path.parent == tmp_path and not (tmp_path / "out").exists()
     assert (tmp_path / "out" / "a").read_text() == "a"
@@ -156,7 +156,7 @@ def test_the_name_appears_when_the_content_is_whole(tmp_path: Path) -> None:
 
 
 def test_a_place_taken_meanwhile_is_left_alone(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="not empty"), drafted(tmp_path / "out", "key", 0, {}) as draft:
+    with pytest.raises(OutputError, match="not empty"), drafted(tmp_path / "out", "key", {}) as draft:
         (draft.path / "mine").write_text("")
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "theirs").write_text("")
