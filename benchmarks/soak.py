@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import json
 import signal
 import subprocess
@@ -29,14 +30,15 @@ STREAMS = "496,512,528"
 """Users of the cells against the scripted server: 20 ms a token makes 25,000 tokens a second of them. The last needs a
 second generator, so generators come and go idle too."""
 SCENARIO = """\
-description = "Two hours at 25,000 tokens a second"
+description = "A soak"
 input_tokens = 16
 output_tokens = 64
 length_jitter = 0.25
-requests = 120
-min_window_s = 55.0
-max_window_s = 90.0
+requests = 20
 """
+TRUTH = "min_window_s = 55.0\nmax_window_s = 90.0\n"
+VLLM = "min_window_s = 110.0\nmax_window_s = 180.0\nthink_s = 5.0\n"
+"""Users who think: hours of an engine on a machine that others share, and servers rarely stand at their limit."""
 ROLES = {"harness.load.truth": "truth", "harness.load.worker": "generator", "vllm": "engine", "VLLM": "engine"}
 """Part of a process's command line -> what it is called; any other is the sweep itself."""
 COLUMNS = ("at_s", "role", "pid", "rss_bytes", "uss_bytes", "descriptors", "threads", "cpu_s")
@@ -49,16 +51,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     args.out.mkdir(parents=True)
-    (args.out / "soak.toml").write_text(SCENARIO, encoding="utf-8")
+    scenario = args.out / "soak.toml"
+    scenario.write_text(SCENARIO + (TRUTH if args.against == "truth" else VLLM), encoding="utf-8")
     with ExitStack() as stack:
         watched = []
         if args.against == "truth":
             server = stack.enter_context(closing(_Child(_truth(args.out), args.out / "truth.out")))
             watched.append(server)
-            arguments = _against_truth(server.address(), args.out)
+            arguments = ["--endpoint", server.address(), "--model", "truth", "--conc", STREAMS]
         else:
             arguments = ["--model", "demo", "--precisions", "bf16,awq", "--conc", "1,8,16,32"]
-        arguments += ["--repeats", "1000", "--out", str(args.out / "run")]
+        arguments += ["--scenario", str(scenario), "--repeats", "1000", "--out", str(args.out / "run")]
         sweep = stack.enter_context(
             closing(_Child([sys.executable, "-m", "harness", "sweep", *arguments], args.out / "sweep.out"))
         )
@@ -112,17 +115,15 @@ def _truth(out: Path) -> list[str]:
             "--log", str(out / "truth.jsonl")]  # fmt: skip
 
 
-def _against_truth(address: str, out: Path) -> list[str]:
-    return ["--endpoint", address, "--model", "truth", "--scenario", str(out / "soak.toml"), "--conc", STREAMS]
-
-
 class _Child:
     """A process of ours whose output goes to a file; closing it ends it, by its own id."""
 
     def __init__(self, line: list[str], output: Path) -> None:
         self._output = output
         with output.open("wb") as file:
-            self.process = subprocess.Popen(line, stdout=file, stderr=subprocess.STDOUT)
+            # A shell's background job ignores Ctrl-C, and so would all that it starts.
+            hears = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+            self.process = subprocess.Popen(line, stdout=file, stderr=subprocess.STDOUT, preexec_fn=hears)
 
     def address(self) -> str:
         """The URL that the server prints once it listens."""
