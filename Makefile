@@ -2,7 +2,8 @@
 #
 #   make demo     install, run the main job on the demo model with real vLLM on the CPU, say where the report is
 #   make test     install, run every test (real-engine tests included)
-#   make check    what every commit passes: format, lint, types (make static alone), tests without an engine
+#   make check    what every commit passes: format, lint, types (make static alone), audit, tests without an engine
+#   make audit    dependencies: known vulnerabilities, versions that fit, licences
 #   make lint     format and lint, mending what can be mended
 #   make bench    the project's own benchmarks
 #   make kernels  the CUDA kernels for every card that nvcc knows (needs a CUDA toolkit; a sweep with @kneebench does it too)
@@ -15,7 +16,7 @@ INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test static check lint bench kernels venv engine clean
+.PHONY: demo test static check audit lint bench kernels venv engine clean
 
 demo: engine
 	$(BIN)/bench sweep
@@ -32,7 +33,11 @@ static: venv
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-check: static
+# What kneebench is built on: known vulnerabilities, licences (SECURITY.md).
+audit: venv
+	$(BIN)/python tools/audit.py
+
+check: static audit
 	$(BIN)/python -m pytest $(SHARED)
 
 lint: venv
@@ -50,7 +55,7 @@ venv: $(BIN)/.ready
 
 $(BIN)/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INDEX) -e '.[quantize,tasks,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INDEX) -e '.[quantize,tasks,cluster,dev]'
 	touch $@
 
 engine: venv

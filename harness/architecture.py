@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.errors import ModelError
+from harness.files import read_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +157,12 @@ class Architecture:
 def read_config(path: Path) -> dict[str, Any]:
     """config.json as a dict. Raises ModelError naming the file for one that is missing or broken."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(path))
     except OSError as error:
         raise ModelError(
             f"{path}: cannot be read ({error.strerror}).", remedy="a model is a directory with config.json"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: is not JSON ({error}).", remedy="fetch or write the checkpoint again") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(f"{path}: has no model_type.", allowed="the config.json of a transformers checkpoint")
@@ -194,7 +195,7 @@ def architecture(config: dict[str, Any]) -> Architecture | None:
             windowed_layers=windowed,
         )
         return replace(plain, biases=_biases(family, config, plain))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise ModelError(f"config.json of a {config['model_type']} model: {error} is missing or no number.") from error
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from harness import settings
 from harness.errors import InputError
+from harness.files import read_text
 from harness.load.schedule import Arrival, mean_rate, read_trace
 from harness.prices import load_prices
 
@@ -77,6 +78,11 @@ class Assumptions:
     """Prices of an API to break even against."""
     api_name: str = ""
 
+    start_s: float | None = None
+    """For `--plan`: seconds from an engine's start to its first answer. None: as earlier runs say."""
+    cell_s: float | None = None
+    """For `--plan`: seconds that a cell takes. None: as earlier runs or the predictor say."""
+
     sources: tuple[str, ...] = ()
     """Where prices come from that were looked up in the catalogue: what, its day, its source."""
 
@@ -111,12 +117,12 @@ def load_assumptions(path: Path | None = None, prices: Path | None = None, **ove
     if path is not None:
         source = path.name
         try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
+            table = tomllib.loads(read_text(path))
         except OSError as error:
             raise InputError(
                 f"assumptions {path}: cannot be read ({error.strerror})", remedy="check the path"
             ) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # of TOML, of UTF-8; a figure of 5,000 digits, deep nesting
             raise InputError(f"{source}: no readable TOML: {error}", remedy="see docs/cost.md") from error
     table |= {key: value for key, value in overrides.items() if value is not None}
     table = _looked_up(table, prices, source)
@@ -209,6 +215,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "batch_conc": (1, 1_000_000),
     "api_usd_per_1m_input": (0.0, 1_000_000.0),
     "api_usd_per_1m_output": (0.0, 1_000_000.0),
+    "start_s": (0.0, 86_400.0),
+    "cell_s": (0.0, 86_400.0),
 }
 """The least and the most that each number may be, both allowed."""
 

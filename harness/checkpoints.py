@@ -139,12 +139,38 @@ def weight_bytes(model: models.Model) -> int | None:
     return sum(path.stat().st_size for path in Path(model.path).glob("*.safetensors")) or None
 
 
-def check_fits(model: models.Model, utilization: float, max_model_len: int) -> None:
-    """`models.check_fits` for the smallest card here; on a machine without one everything may be tried."""
-    cards = gpus()
-    if cards:
-        smallest = min(cards, key=lambda card: card.memory_gib)
-        models.check_fits(model, smallest.name, smallest.memory_gib, utilization, max_model_len)
+def check_fits(
+    model: models.Model,
+    utilization: float,
+    max_model_len: int,
+    *,
+    cards: int = 1,
+    kv_cache_dtype: str | None = None,
+) -> None:
+    """`models.check_fits` for the smallest card here; on a machine without one everything may be tried.
+
+    `cards`: how many share the model. Raises InputError where there are fewer, and everywhere for weights that are
+    damaged, or no safetensors: an engine would open a pickle, which runs code.
+    """
+    models.weight_bytes(model)
+    here = gpus()
+    if not here:
+        return
+    if cards > len(here):
+        raise InputError(
+            f"tensor times pipeline parallel is {cards}, and this machine has {len(here)}",
+            allowed=f"{len(here)} at most: each part of the model takes a card of its own",
+        )
+    smallest = min(here, key=lambda card: card.memory_gib)
+    models.check_fits(
+        model,
+        smallest.name,
+        smallest.memory_gib,
+        utilization,
+        max_model_len,
+        cards=cards,
+        kv_cache_dtype=kv_cache_dtype,
+    )
 
 
 def check_quantizer() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness import completing, options
 from harness.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,22 +21,30 @@ _SLO = typer.Option(help="Another service level: p95=3s, ttft=500ms, tpot=50ms, 
 _ASSUME = typer.Option(help="Prices and traffic, a .toml file (docs/cost.md). [the run's own, else defaults]")
 
 
-@app.command()
+@app.command(short_help="The papers of a run, from its files alone.")
 def report(
-    run: Annotated[Path, typer.Argument(help="A run directory, results/<run>, or a directory of many.")],
+    run: Annotated[
+        Path,
+        typer.Argument(help="A run directory, results/<run>, or a directory of many.", autocompletion=completing.runs),
+    ],
     out: Annotated[Path | None, typer.Option(help="Where it goes. [reports/<run> beside results/]")] = None,
     slo: Annotated[str | None, _SLO] = None,
     assume: Annotated[Path | None, _ASSUME] = None,
     beside: Annotated[
         list[Path] | None, typer.Option(help="Another run of the model, as of --scenario rag, for its crossovers.")
     ] = None,
+    as_json: options.Json = False,
 ) -> None:
     """Write the papers of a run from its files alone: capacity page, workbook, risk brief, business case."""
     from harness.assumptions import load_assumptions
-    from harness.report.papers import is_quality, is_run, is_trace, write_report, write_reports
+    from harness.report.document import document, of_run
+    from harness.report.papers import is_quality, is_run, is_trace, own_assumptions, write_papers, write_reports
+    from harness.report.run import load_run
     from harness.rundir import report_dir_of
 
     level, given = slo_of(slo, None), None if assume is None else load_assumptions(assume)
+    if as_json and (is_quality(run) or is_trace(run)):
+        raise InputError(f"--json of {run}, which no sweep wrote", allowed="--json of a sweep's run, or of many runs")
     if is_quality(run):
         finish_quality(console(), run, out)
         return
@@ -43,25 +52,31 @@ def report(
         finish_trace(console(), [str(run)], out)
         return
     if is_run(run) or not run.is_dir():
-        out = out or report_dir_of(run)
-        write_report(run, out, level, given, beside or [])
-        _say_where(console(), run, out)
+        found, out = load_run(run, level), out or report_dir_of(run)
+        given = given or load_assumptions(own_assumptions(run))
+        written = write_papers(found, out, given, [load_run(other) for other in beside or []])
+        if as_json:
+            print(of_run("report", found, run, out, written))
+        else:
+            _say_where(console(), run, out)
         return
     if out is not None or beside:
         raise InputError(f"{run} is no run, and --out and --beside are for one", allowed="a run directory with them")
-    found = write_reports(run, level, given)
-    if not found:
+    reported = write_reports(run, level, given)
+    if not reported:
         raise InputError(f"{run} holds no run", allowed="a directory that `bench sweep` wrote, or one of many of them")
-    for one in found:
+    if as_json:
+        print(document("reports", runs=reported))
+    for one in () if as_json else reported:
         said = f"report  {_near(one.page)}" if one.page else f"failed  {_near(one.run)}: {one.fault}"
         console().print(said, markup=False, highlight=False, soft_wrap=True)
-    if any(one.fault for one in found):
+    if any(one.fault for one in reported):
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(short_help="Users a card carries, cards for a load, their cost.")
 def capacity(
-    run: Annotated[Path, typer.Argument(help="A run directory, results/<run>.")],
+    run: Annotated[Path, typer.Argument(help="A run directory, results/<run>.", autocompletion=completing.runs)],
     slo: Annotated[str | None, _SLO] = None,
     users: Annotated[int | None, typer.Option(help="Concurrent users at the peak.")] = None,
     requests_per_day: Annotated[float | None, typer.Option(help="Expected traffic.")] = None,
@@ -79,12 +94,13 @@ def capacity(
     api: Annotated[str | None, typer.Option(help="An API of the catalogue to break even against.")] = None,
     prices: Annotated[Path | None, typer.Option(help="Your own prices, a .toml file like the catalogue.")] = None,
     assume: Annotated[Path | None, _ASSUME] = None,
+    as_json: options.Json = False,
 ) -> None:
     """How many users and requests a card carries, how many cards that makes, and what they cost."""
     from harness.analysis.knee import find_knees
     from harness.assumptions import load_assumptions, with_trace
     from harness.report.papers import own_assumptions
-    from harness.report.planning import planning_sentences
+    from harness.report.planning import capacity_document, planning_sentences
     from harness.report.run import load_run
     from harness.report.terminal import capacity_tables
     from harness.slo import parse_share
@@ -112,6 +128,9 @@ def capacity(
     knees = find_knees(found.points, found.slo)
     if not knees:
         raise InputError(f"{run} holds one trace at one speed: it has no safe load to plan with", allowed="other runs")
+    if as_json:
+        print(capacity_document(found, knees, given))
+        return
     terminal = console()
     for table in capacity_tables(found.points, knees, given):
         terminal.print(table)
@@ -120,26 +139,33 @@ def capacity(
         terminal.print(sentence, markup=False, highlight=False)
 
 
-@app.command()
+@app.command(short_help="The catalogue of prices, with day and source.")
 def prices(
     card: Annotated[str | None, typer.Argument(help="One card alone.")] = None,
     file: Annotated[Path | None, typer.Option("--prices", help="Your own prices, a .toml file.")] = None,
+    as_json: options.Json = False,
 ) -> None:
     """The catalogue of prices: rent, cards, electricity and APIs, each with its day and its source."""
     from harness.prices import load_prices
-    from harness.report.terminal import price_table
+    from harness.report.document import document
+    from harness.report.terminal import price_table, prices_of
 
-    console().print(price_table(load_prices(file), card))
+    found = prices_of(load_prices(file), card)
+    if as_json:
+        print(document("prices", rents=found.rents, buys=found.buys, tariffs=found.tariffs, apis=found.apis))
+    else:
+        console().print(price_table(found))
 
 
-@app.command()
+@app.command(short_help="Two runs, before and after: did anything regress?")
 def compare(
-    before: Annotated[Path, typer.Argument(help="The run before, results/<run>.")],
-    after: Annotated[Path, typer.Argument(help="The run after.")],
+    before: Annotated[Path, typer.Argument(help="The run before, results/<run>.", autocompletion=completing.runs)],
+    after: Annotated[Path, typer.Argument(help="The run after.", autocompletion=completing.runs)],
     tolerance: Annotated[str, typer.Option(help="What may get worse without being a regression.")] = "5%",
     metric: Annotated[str | None, typer.Option(help="tok_s, p95_ms, ttft_p50_ms, tpot_p50_ms. [all]")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the comparison as Markdown as well.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Undecided is exit code 1, too.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Two runs, before and after an upgrade: paired ratios with intervals; exit code 1 where anything regressed."""
     from harness.report import versus
@@ -147,6 +173,11 @@ def compare(
     from harness.slo import parse_share
 
     found = versus.compare_runs(before, after, parse_share(tolerance, "--tolerance"), versus.parse_metrics(metric))
+    if out is not None:
+        versus.write_page(found, out)
+    if as_json:
+        print(versus.to_json(found, before, after))
+        raise typer.Exit(found.exit_code(strict))
     terminal = console()
     header, rows = versus.rows(found)
     print_rows(terminal, header[:-1], [row[:-1] for row in rows])  # without Pairs it fits 80 columns; notes tell them
@@ -154,24 +185,23 @@ def compare(
         terminal.print(f"- {sentence}", markup=False, highlight=False)
     terminal.print(f"\n{versus.title(found)}", markup=False, highlight=False)
     terminal.print(versus.headline(found), markup=False, highlight=False, style="bold")
-    if out is not None:
-        versus.write_page(found, out)
     raise typer.Exit(found.exit_code(strict))
 
 
-@app.command()
+@app.command(short_help="The runs of a directory.")
 def history(
     directory: Annotated[Path, typer.Argument(help="A directory of runs.")] = Path("results"),
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """The runs of a directory: what was measured, how far it got, what it found."""
     from harness.history import history as past_runs
     from harness.report import history as told
+    from harness.report.document import document
     from harness.report.terminal import print_rows
 
     runs = past_runs(directory)
     if as_json:
-        print(told.to_json(runs))
+        print(document("history", runs=runs))
     else:
         print_rows(console(), told.HEADER, told.rows(runs))
 
@@ -179,10 +209,13 @@ def history(
 # --- what both halves of the command line need ------------------------------------------------------------------------
 
 
-def console() -> Console:
-    from rich.console import Console
+def console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """Where commands print; `stderr` where stdout is for a document, `quiet`: nowhere."""
+    from harness.terminal import Terminal
 
-    return Console(soft_wrap=False)
+    terminal = Terminal(stderr=stderr)
+    terminal.quiet = quiet
+    return terminal
 
 
 def listed(text: str, option: str) -> tuple[str, ...]:
@@ -209,21 +242,29 @@ def assumptions_text(path: Path) -> str:
     from harness.assumptions import load_assumptions
 
     load_assumptions(path)
-    return path.read_text(encoding="utf-8")
+    return path.read_text(encoding="utf-8-sig")
 
 
-def finish_sweep(terminal: Console, run_dir: Path) -> None:
-    """What a sweep ends with: its rows and knees in words, and its papers. The run is read once for both."""
+def finish_sweep(terminal: Console, run_dir: Path, *, quiet: bool = False, as_json: bool = False) -> None:
+    """What a sweep ends with: its rows and knees in words, and its papers; quietly only where they are, or all of it as
+    JSON. The run is read once for both."""
     from harness.assumptions import load_assumptions
+    from harness.report.document import of_run
     from harness.report.papers import own_assumptions, write_papers
     from harness.report.run import load_run
     from harness.report.terminal import show_run
     from harness.rundir import report_dir_of
 
     run, out = load_run(run_dir), report_dir_of(run_dir)
-    show_run(terminal, run)
-    write_papers(run, out, load_assumptions(own_assumptions(run_dir)))
-    _say_where(terminal, run_dir, out)
+    if not (quiet or as_json):
+        show_run(terminal, run)
+    written = write_papers(run, out, load_assumptions(own_assumptions(run_dir)))
+    if as_json:
+        print(of_run("sweep", run, run_dir, out, written))
+    elif quiet:
+        print(_near(written[0]))
+    else:
+        _say_where(terminal, run_dir, out)
 
 
 def finish_quality(terminal: Console, directory: Path, out: Path | None = None) -> None:

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import struct
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,9 @@ from platformdirs import user_cache_dir
 
 from harness.architecture import architecture, read_config
 from harness.errors import ModelError
+from harness.files import read_text, readable
 from harness.scenario import scenarios_dir
+from harness.suggest import did_you_mean
 
 GIB = 2**30
 
@@ -34,6 +37,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FORMS = "demo, shape:NAME, shape:path/config.json, a directory with config.json, or a hub name (org/name)"
 # A header that claims more than this is no header: the largest models need a few MB.
 _LARGEST_HEADER = 100 * 2**20
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +81,19 @@ def resolve(value: str) -> Model:
         )
     if _HUB_ID.fullmatch(value):
         return Model(name=value, path=Path(value), is_local=False)
-    raise ModelError(f"--model {value}: no such directory, and not a hub name.", allowed=_FORMS)
+    meant = did_you_mean(value, ("demo", *(f"shape:{name}" for name in known_shapes())))
+    raise ModelError(f"--model {value}: no such directory, and not a hub name{meant or '.'}", allowed=_FORMS)
 
 
 def precision(value: str, known: Collection[str]) -> tuple[str, Model | None]:
     """A `--precisions` item: `awq` (made from the model), or `name=checkpoint` (one that exists, under any name)."""
     name, equals, where = value.partition("=")
-    if equals and re.fullmatch(r"[\w.+-]+", name) and where:
+    if equals and re.fullmatch(r"\w[\w.+-]*", name) and where:
         return name, resolve(where)
     if value in known:
         return value, None
     raise ModelError(
-        f"--precisions: {value!r} is unknown.",
+        f"--precisions: {value!r} is unknown{did_you_mean(value, known) or '.'}",
         allowed=f"{', '.join(known)}; or name=PATH and name=org/model for a checkpoint that exists",
     )
 
@@ -117,7 +122,7 @@ def _shape(name: str) -> Model:
         source, label = path, path.resolve().parent.name if path.name == "config.json" else path.stem
     else:
         raise ModelError(
-            f"--model shape:{name}: neither a known shape nor a config.json.",
+            f"--model shape:{name}: neither a known shape nor a config.json{did_you_mean(name, known_shapes()) or '.'}",
             allowed=f"{', '.join(known_shapes())}; or shape:path/config.json",
         )
     config = read_config(source)
@@ -125,10 +130,16 @@ def _shape(name: str) -> Model:
     # Named after its content too: two config.json of one name must not overwrite each other.
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     served = Path(user_cache_dir("kneebench")) / "shapes" / f"{label}-{digest}"
-    served.mkdir(parents=True, exist_ok=True)
-    partial = served / f"config.json.{os.getpid()}"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(served / "config.json")
+    try:
+        served.mkdir(parents=True, exist_ok=True)
+        partial = served / f"config.json.{os.getpid()}"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(served / "config.json")
+    except OSError as error:
+        raise ModelError(
+            f"--model shape:{name}: {served} cannot be written ({error.strerror}).",
+            remedy="set XDG_CACHE_HOME to a directory of yours",
+        ) from error
     return Model(name=f"shape:{label}", path=served, random_weights=True)
 
 
@@ -145,6 +156,7 @@ def _cached_hub_config(hub_id: str) -> Path | None:
 def read_header(path: Path) -> dict[str, dict[str, Any]]:
     """Tensor name -> {dtype, shape, data_offsets} of one safetensors file, from its header alone."""
     try:
+        readable(path, most=sys.maxsize)
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             size = path.stat().st_size
@@ -152,13 +164,16 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
                 raise ValueError(f"a header of {length} bytes in a file of {size}")
             header: dict[str, dict[str, Any]] = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        spans = [tuple(tensor["data_offsets"]) for tensor in header.values()]
+        if bad := [span for span in spans if len(span) != 2 or not 0 <= span[0] <= span[1]]:
+            raise ValueError(f"a tensor from {bad[0][0]} to {bad[0][-1]}")
+        end = max((end for _, end in spans), default=0)
         if 8 + length + end > size:
             raise ValueError(f"{8 + length + end - size} bytes are missing at its end")
         return header
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (ValueError, KeyError, TypeError, struct.error) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise ModelError(
             f"{path}: is not a whole safetensors file ({error}).", remedy="fetch or write the checkpoint again"
         ) from error
@@ -170,9 +185,16 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
     if not index.is_file():
         return tuple(sorted(directory.glob("*.safetensors")))
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        names = sorted(set(json.loads(read_text(index, _LARGEST_HEADER))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{index}: cannot be read ({error}).", remedy="fetch the checkpoint again") from error
+    for name in names:
+        if not isinstance(name, str) or name in ("", ".", "..") or name != Path(name).name:
+            raise ModelError(
+                f"{index}: names {name!r} as a file of weights.",
+                allowed="names of files in the checkpoint's own directory",
+                remedy="do not use this checkpoint: an index that leads elsewhere was made by hand",
+            )
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
         raise ModelError(
@@ -190,9 +212,13 @@ def weight_bytes(model: Model) -> int | None:
     if model.is_local and not model.random_weights:
         files = weight_files(model.path)
         if not files:
+            pickles = sorted(file.name for suffix in _PICKLES for file in model.path.glob(f"*{suffix}"))
             raise ModelError(
-                f"{model.path}: holds no *.safetensors file.",
-                remedy=f"finish the download, or measure the bare architecture with shape:{model.path}",
+                f"{model.path}: holds {', '.join(pickles[:3]) if pickles else 'no *.safetensors file'}.",
+                allowed="*.safetensors; a pickle runs code when it is opened, so none is",
+                remedy="convert it with `model.save_pretrained(dir)` where that may run"
+                if pickles
+                else f"finish the download, or measure the bare architecture with shape:{model.path}",
             )
         return sum(
             int(tensor["data_offsets"][1]) - int(tensor["data_offsets"][0])
@@ -204,10 +230,21 @@ def weight_bytes(model: Model) -> int | None:
     return shape.weight_bytes if shape else None
 
 
-def check_fits(model: Model, gpu_name: str, gpu_memory_gib: float, utilization: float, max_model_len: int) -> None:
+def check_fits(
+    model: Model,
+    gpu_name: str,
+    gpu_memory_gib: float,
+    utilization: float,
+    max_model_len: int,
+    *,
+    cards: int = 1,
+    kv_cache_dtype: str | None = None,
+) -> None:
     """Raise ModelError when weights and the KV cache of a single request cannot fit the share of the card's memory.
 
-    Only what cannot work is refused: activations and CUDA's own memory come on top and are the engine's to judge.
+    `cards` (tensor times pipeline parallel) share both. Only what cannot work is refused: activations, CUDA's own
+    memory and what each card holds a copy of come on top and are the engine's to judge. A `kv_cache_dtype` of 8 bits
+    (fp8..., int8) halves the cache.
     """
     weights = weight_bytes(model)
     if weights is None:
@@ -215,13 +252,16 @@ def check_fits(model: Model, gpu_name: str, gpu_memory_gib: float, utilization: 
     config = model.config_path
     shape = architecture(read_config(config)) if config else None
     cache = shape.kv_bytes_per_token * max_model_len if shape else 0
-    usable = gpu_memory_gib * utilization
+    if kv_cache_dtype is not None and kv_cache_dtype.startswith(("fp8", "int8")):
+        cache //= 2
+    usable = cards * gpu_memory_gib * utilization
     needed = (weights + cache) / GIB
     if needed > usable:
+        where = gpu_name if cards == 1 else f"{cards} times {gpu_name}"
+        each = f"{utilization:.0%} of {gpu_memory_gib:.1f}{'' if cards == 1 else ' each'}"
         raise ModelError(
-            f"{model.name} does not fit {gpu_name}: {weights / GIB:.1f} GiB of weights and {cache / GIB:.2f} GiB of "
-            f"KV cache for one request of {max_model_len} tokens, where {usable:.1f} GiB may be used "
-            f"({utilization:.0%} of {gpu_memory_gib:.1f}).",
+            f"{model.name} does not fit {where}: {weights / GIB:.1f} GiB of weights and {cache / GIB:.2f} GiB of "
+            f"KV cache for one request of {max_model_len} tokens, where {usable:.1f} GiB may be used ({each}).",
             remedy="take a smaller model or a quantized precision, a shorter max_model_len, or a larger card",
         )
 
@@ -242,9 +282,14 @@ def checkpoint_sha256(directory: Path) -> str | None:
 def special_ids(directory: Path) -> tuple[int, ...]:
     """Ids of the tokenizer's special tokens (end of text and the like); () where there is no tokenizer.json."""
     try:
-        tokenizer = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+        tokenizer = json.loads(read_text(directory / "tokenizer.json", _LARGEST_HEADER))
     except OSError:
         return ()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{directory / 'tokenizer.json'}: is not JSON ({error}).") from error
-    return tuple(token["id"] for token in tokenizer.get("added_tokens", []) if token.get("special"))
+    try:
+        return tuple(int(token["id"]) for token in tokenizer.get("added_tokens", []) if token.get("special"))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{directory / 'tokenizer.json'}: is no tokenizer ({error}).", remedy="fetch the checkpoint again"
+        ) from error

@@ -18,7 +18,9 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 
 from harness.errors import InputError
+from harness.files import read_text
 from harness.scenario import scenarios_dir
+from harness.suggest import did_you_mean
 
 CATALOGUE = Path("catalogue") / "prices.toml"
 """In scenarios/, but a folder deeper: what lies in scenarios/ itself is a scenario."""
@@ -183,14 +185,18 @@ def _merged(ours: tuple[_Entry, ...], theirs: tuple[_Entry, ...]) -> tuple[_Entr
 
 def _read(path: Path) -> Prices:
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(read_text(path))
     except OSError as error:
         raise InputError(f"prices {path}: cannot be read ({error.strerror})", remedy="check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8; a figure of 5,000 digits, deep nesting
         raise InputError(f"{path.name}: no readable TOML: {error}", remedy=_SEE) from error
     for table in tables:
         if table not in _TABLES:
-            raise InputError(f"{path.name}: unknown table [[{table}]]", allowed=_listed(_TABLES), remedy=_SEE)
+            raise InputError(
+                f"{path.name}: unknown table [[{table}]]{did_you_mean(table, _TABLES)}",
+                allowed=_listed(_TABLES),
+                remedy=_SEE,
+            )
     return Prices(
         rents=_entries(tables, "rent", Rent, path.name),
         buys=_entries(tables, "buy", Buy, path.name),
@@ -206,13 +212,15 @@ def _entries(tables: dict[str, Any], table: str, form: type[_Entry], source: str
         raise InputError(f"{source}: {table} is no list of tables", allowed=f"[[{table}]], repeated", remedy=_SEE)
     known = [field.name for field in fields(form)]
     found: dict[tuple[str, ...], _Entry] = {}
+    adapter = TypeAdapter(form)
     for number, row in enumerate(rows, start=1):
         where = f"{source}: [[{table}]] {number}"
         for key in row:
             if key not in known:
-                raise InputError(f"{where}: unknown key {key!r}", allowed=_listed(known), remedy=_SEE)
+                meant = did_you_mean(key, known)
+                raise InputError(f"{where}: unknown key {key!r}{meant}", allowed=_listed(known), remedy=_SEE)
         try:
-            entry = TypeAdapter(form).validate_python(row)
+            entry = adapter.validate_python(row)
         except ValidationError as error:
             raise InputError(f"{where}: {_problem(error)}", remedy=_SEE) from error
         if entry.key in found:
@@ -236,9 +244,10 @@ def _found(table: str, key: str, wanted: str, entries: tuple[_Entry, ...]) -> _E
 
 
 def _unknown(table: str, key: str, wanted: str, there: Iterable[str]) -> InputError:
+    known = tuple(dict.fromkeys(there))
     return InputError(
-        f"no price in [[{table}]] for {key} {wanted!r}",
-        allowed=_listed(dict.fromkeys(there)),
+        f"no price in [[{table}]] for {key} {wanted!r}{did_you_mean(wanted, known)}",
+        allowed=_listed(known),
         remedy=f"add a [[{table}]] to a prices file of your own; {_SEE}",
     )
 

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from harness.errors import RecordError
-from harness.files import write_whole
+from harness.files import opened, write_whole
+from harness.inert import cell, uncell
 from harness.slo import Slo
 
 SCHEMA = 1
@@ -158,7 +159,8 @@ class RequestRecord:
     chunk_tokens: tuple[int, ...] = ()
     error: str | None = None
     """Class of failure, None for success: connect, timeout, stall, http_429, http_5xx, protocol, stream_error,
-    early_close, no_tokens; cut: ended by us when the cell was over, which is no failure of the server."""
+    early_close, no_tokens; client: this machine had no descriptor, port or memory for a connection; cut: ended by us
+    when the cell was over, which is no failure of the server."""
     error_detail: str | None = None
 
     @property
@@ -253,6 +255,15 @@ class SweepPoint:
     usd_per_hour: float | None = None
     utilisation: float | None = None
     verdict_reasons: tuple[str, ...] = ()
+    engine_args: str | None = None
+    """What the engine was told beyond what kneebench tells every engine, as a shell would read it, flags by name:
+    --kv-cache-dtype fp8 --max-num-seqs 64. None: nothing."""
+    node: str | None = None
+    """Where on a cluster it was measured: node-1, node-2, as they came to this run. None: on one machine."""
+    clock_offset_ms: float | None = None
+    """Clock of the load generators' nodes less ours, the farthest of them; None: they all ran on this machine."""
+    clock_offset_error_ms: float | None = None
+    """How wrong the offsets may be at most, drift over the cell included: the worst of the generators."""
     schema: int = SCHEMA
 
 
@@ -681,7 +692,7 @@ def _write_cell(name: str, value: Any) -> str:
         if value and type(value[0]) is int:  # hundreds of them in each request, beside a measurement
             return ";".join(map(str, value))
         return ";".join(_write_cell(name, item) for item in value)
-    return str(value)
+    return cell(value) if isinstance(value, str) else str(value)
 
 
 def _read_cell(text: str, hint: Any, optional: bool) -> Any:
@@ -692,6 +703,8 @@ def _read_cell(text: str, hint: Any, optional: bool) -> Any:
         return tuple(_read_cell(part, item, False) for part in text.split(";")) if text else ()
     if hint is bool:
         return {"true": True, "false": False}[text]
+    if hint is str:
+        return uncell(text)
     value = hint(text)
     if hint is float and not math.isfinite(value):
         raise ValueError(text)  # we write none: missing is an empty cell
@@ -724,14 +737,14 @@ class TableWriter:
             cut_torn_line(path)
             fresh = path.stat().st_size == 0
         if not fresh:
-            with path.open(encoding="utf-8", newline="") as existing:
+            with _readable(path), path.open(encoding="utf-8", newline="") as existing:
                 names = tuple(next(csv.reader(existing), ()))
             if names != header(record_type):
                 raise RecordError(
                     f"{path.name} has other columns than this version writes",
                     remedy="finish the run with the kneebench version that began it (environment.json names it)",
                 )
-        self._file = path.open("a", encoding="utf-8", newline="")
+        self._file = open(opened(path, append=True), "a", encoding="utf-8", newline="")
         self._writer = csv.writer(self._file, lineterminator="\n")
         if fresh:
             self._writer.writerow(header(record_type))
@@ -782,13 +795,22 @@ def long_cells() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Bytes that are no text, or no CSV, become a RecordError."""
+    try:
+        yield
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RecordError(f"{path.name}: is no table of ours ({error})", remedy="restore the file") from error
+
+
 def _read_rows(path: Path, record_type: type[Record]) -> Iterator[Record]:
     readers = {name: (hint, optional) for name, hint, optional in _readers(record_type)}  # type: ignore[arg-type]
     try:
         file = path.open(encoding="utf-8", newline="")
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror})", remedy="check the run directory") from error
-    with file:
+    with file, _readable(path):
         # A last line without its end is one that a killed sweep did not finish.
         rows = csv.reader(line for line in file if line.endswith("\n"))
         names = next(rows, None)

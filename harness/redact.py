@@ -13,22 +13,27 @@ import re
 import socket
 import sys
 import tempfile
+import threading
+import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from harness.errors import InputError
+from harness.inert import visible
 
 # Values of environment variables named like this are secrets; so is whatever stands where a key usually stands.
-_SECRET_NAME = re.compile(r"API_?KEY|(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|_PAT)$", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"API_?KEY|(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|_PAT|KNEEBENCH_DOOR)$", re.IGNORECASE
+)
 _VALUE = r"""[^\s"'\[\](){},;&<>]{8,}"""
 _SECRET_SHAPES = (
     re.compile(r"(bearer(?:\s+|%20))[\w.~+/=-]{8,}", re.IGNORECASE),
     re.compile(
-        r"(?<![A-Za-z0-9])()(?:sk-(?=[\w-]*\d)[\w-]{16,}|hf_[A-Za-z0-9]{16,}|gh[opsur]_[A-Za-z0-9]{16,}"
+        r"(?<![A-Za-z0-9])()(?:sk-(?=[\w-]{0,200}?\d)[\w-]{16,}|hf_[A-Za-z0-9]{16,}|gh[opsur]_[A-Za-z0-9]{16,}"
         r"|github_pat_\w{16,}|glpat-[\w-]{16,}|xox[abpr]-[\w-]{10,}|(?:gsk_|nvapi-|xai-|pplx-)[\w-]{16,}"
-        r"|AIza[\w-]{30,}|AKIA[A-Z0-9]{16}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}|kneebench-[\w-]{32})"
+        r"|AIza[\w-]{30,}|AKIA[A-Z0-9]{16}|eyJ[\w-]{8,2000}\.[\w-]{8,}\.[\w-]{8,}|kneebench-[\w-]{32})"
     ),
     re.compile(r"(://)[^/\s@]+(?=@)"),
     re.compile(r"(authorization[\"']?\s*[:=]\s*[\"']?(?:\w+\s+)?)" + _VALUE, re.IGNORECASE),
@@ -37,7 +42,7 @@ _SECRET_SHAPES = (
         r"|client[-_ ]?secret|passw(?:or)?d)[\"']?\s*[:=]\s*[\[\"']*)" + _VALUE,
         re.IGNORECASE,
     ),
-    re.compile(r"(--[\w-]*(?:key|token|secret|password)[\s=]+)" + _VALUE, re.IGNORECASE),
+    re.compile(r"(--[\w-]{0,60}?(?:key|token|secret|password)[\s=]+)" + _VALUE, re.IGNORECASE),
 )
 """What is in front of the key is the first group, and stays."""
 _SHORTEST_SECRET = 6
@@ -90,6 +95,24 @@ def holds_key(text: str) -> bool:
     return _without(text, _environment_secrets()) != text
 
 
+def told(error: BaseException) -> str:
+    """The traceback of what nobody expected, fit to be shown to others: without keys and places, and inert."""
+    return visible(redact("".join(traceback.format_exception(error))))
+
+
+def tell_errors_redacted() -> None:
+    """Have Python tell errors that nothing caught so, of this thread and of all others."""
+
+    def tell(_: type[BaseException], error: BaseException, __: object) -> None:
+        print(told(error), file=sys.stderr, end="")
+
+    def tell_thread(failed: threading.ExceptHookArgs) -> None:
+        if failed.exc_value is not None and not isinstance(failed.exc_value, SystemExit):
+            print(told(failed.exc_value), file=sys.stderr, end="")
+
+    sys.excepthook, threading.excepthook = tell, tell_thread
+
+
 def takes_key(flag: str) -> bool:
     """Whether the value of a flag with this name is a key: --api-key, --hf-token."""
     return bool(_SECRET_NAME.search(flag.replace("-", "_")) or re.match(r"--api[-_]k", flag))
@@ -107,7 +130,12 @@ def _without(text: str, secrets: Iterable[str]) -> str:
 
 
 def _environment_secrets() -> set[str]:
-    return {value.strip() for name, value in os.environ.items() if _SECRET_NAME.search(name)}
+    """By their variables' names. A variable that says where a key lies holds none."""
+    return {
+        value.strip()
+        for name, value in os.environ.items()
+        if _SECRET_NAME.search(name) and not name.upper().endswith(("_FILE", "_PATH"))
+    }
 
 
 def _spellings(secret: str) -> list[str]:
@@ -161,8 +189,9 @@ def refuse_keys(typed: Mapping[str, Iterable[object]], engine_args: Iterable[str
         if any(holds_key(str(value)) for value in values):
             raise InputError(
                 f"{option} holds a key",
-                allowed="keys in environment variables alone, where no record and no `ps` shows them",
-                remedy="KNEEBENCH_API_KEY takes an endpoint's key, HF_TOKEN the hub's; vLLM gets a new one each time",
+                allowed="keys in environment variables or a file of yours, where no record and no `ps` shows them",
+                remedy="KNEEBENCH_API_KEY takes an endpoint's key (or --api-key-file), HF_TOKEN the hub's; vLLM gets a "
+                "new one each time",
             )
     for item in engine_args:
         flag = item.partition("=")[0].partition(" ")[0]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import fcntl
 import functools
 import itertools
@@ -24,6 +25,7 @@ import json
 import os
 import platform
 import re
+import stat
 import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,9 +35,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from harness import __version__
-from harness.engines import EngineInfo
+from harness.engines import LOOPBACK, EngineInfo
 from harness.errors import InputError, RunError
-from harness.files import PARTIAL, write_whole
+from harness.files import PARTIAL, opened, plain_name, write_whole
+from harness.inert import uncell
 from harness.records import (
     Environment,
     GpuSample,
@@ -58,6 +61,9 @@ class RunDirectory:
 
     Opening it changes nothing that was measured; tables are opened when they are first written to.
     """
+
+    host = LOOPBACK
+    """Engines that log here are asked from this machine alone."""
 
     def __init__(self, path: Path, *, resume: bool = False) -> None:
         """Raises InputError when it holds a run already (unless it is resumed), or another sweep writes into it."""
@@ -114,6 +120,9 @@ class RunDirectory:
         with writing():
             self._requests.flush(durable=True)
             self._points.add(point, durable=True)
+            # What is written to a file that has been removed is kept nowhere, and nobody is told.
+            if not os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self.path / ".lock")):
+                raise FileNotFoundError(errno.ENOENT, "somebody has put another directory in its place")
 
     def add_gpu_sample(self, sample: GpuSample) -> None:
         """Append to gpu.csv."""
@@ -131,7 +140,8 @@ class RunDirectory:
             TableWriter(path, record_type).close()  # sees that it has these columns, and cuts a torn line
             with long_cells(), path.open(encoding="utf-8", newline="") as file:
                 for row in csv.DictReader(file):
-                    highest[row["cell"]] = max(highest.get(row["cell"], 0), int(row["attempt"]))
+                    key = uncell(row["cell"])
+                    highest[key] = max(highest.get(key, 0), int(row["attempt"]))
         return highest
 
     def remember(self, request: Mapping[str, Any]) -> None:
@@ -218,7 +228,8 @@ def write_record(path: Path, record: Environment | EngineInfo) -> None:
 
 
 def fresh(directory: Path, stem: str, suffix: str) -> Path:
-    """A path that is not there yet: stem.log, then stem-2.log, stem-3.log ..."""
+    """A path that is not there yet: stem.log, then stem-2.log, stem-3.log ... The stem may hold somebody's words."""
+    stem = plain_name(stem)
     paths = itertools.chain([f"{stem}{suffix}"], (f"{stem}-{number}{suffix}" for number in itertools.count(2)))
     return next(directory / name for name in paths if not (directory / name).exists())
 
@@ -233,7 +244,7 @@ def locked(path: Path) -> TextIO:
     while True:
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = (path / ".lock").open("w")
+            lock = open(opened(path / ".lock"), "w")
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}", remedy="choose another --out") from error
         try:
@@ -258,10 +269,11 @@ def locked(path: Path) -> TextIO:
 def remembered(path: Path) -> dict[str, Any]:
     """What `remember` kept. Raises InputError when there is nothing to resume."""
     _check_resumable(path)
+    _check_ours(path / UNFINISHED)
     try:
         found: dict[str, Any] = json.loads((path / UNFINISHED).read_text(encoding="utf-8"))
         return found
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path / UNFINISHED} cannot be read: {error}", remedy="run the sweep anew") from error
 
 
@@ -274,6 +286,17 @@ def _check_resumable(path: Path) -> None:
         allowed="the directory of a sweep that was interrupted",
         remedy=f"`bench report {path}` writes its report" if whole else "name a directory under results/",
     )
+
+
+def _check_ours(file: Path) -> None:
+    """Raise InputError where somebody else could have written what a resume does again: it names programs to start."""
+    found = file.lstat()
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise InputError(
+            f"{file} is a link, another user's, or others may write it; it says which programs a resume starts",
+            allowed="a run that you have begun yourself",
+            remedy="resume it as the user who began it, or run the sweep anew",
+        )
 
 
 def _rows_that_stay(path: Path) -> tuple[list[SweepPoint], bool]:
@@ -314,8 +337,9 @@ def _toml_value(value: Any) -> str:
 
 def run_name(model: str, scenario: str, now: datetime) -> str:
     """20261120-191500-demo-chat: sorts by time and says what it was."""
-    plain = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in model).strip("-")
-    return f"{now:%Y%m%d-%H%M%S}-{plain}-{scenario}"
+    plain = ("".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in name).strip("-")[:80]
+             for name in (model, scenario))  # fmt: skip
+    return "-".join([f"{now:%Y%m%d-%H%M%S}", *plain])
 
 
 def report_dir_of(run_dir: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -11,11 +12,13 @@ from typing import Any
 
 from harness import settings
 from harness.errors import ScenarioError
+from harness.files import read_text
 from harness.load.dataset import Prompts, longest_tokens, read_dataset, tokenize_dataset
 from harness.load.schedule import lengths_from_trace, read_trace
 from harness.load.workload import longest_length
 from harness.records import Scenario
 from harness.slo import Slo
+from harness.suggest import did_you_mean
 
 _PACKAGED = Path(__file__).parent / "_scenarios"
 _IN_REPOSITORY = Path(__file__).parent.parent / "scenarios"
@@ -49,12 +52,14 @@ def load_scenario(name_or_path: str, *, slo: Slo | None = None, **overrides: Any
         path = scenarios_dir() / f"{name_or_path}.toml"
     if not path.is_file():
         raise ScenarioError(
-            f"scenario {name_or_path!r} is not here",
+            f"scenario {name_or_path!r} is not here{did_you_mean(name_or_path, scenario_names())}",
             allowed=f"{', '.join(scenario_names())}, or the path of a .toml file",
         )
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = tomllib.loads(read_text(path))
+    except OSError as error:
+        raise ScenarioError(f"scenario {name_or_path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8; a figure of 5,000 digits, deep nesting
         raise ScenarioError(f"{path.name}: no readable TOML: {error}", remedy="see scenarios/chat.toml") from error
     table.setdefault("name", path.stem)
     given = {key: value for key, value in overrides.items() if value is not None}
@@ -63,7 +68,7 @@ def load_scenario(name_or_path: str, *, slo: Slo | None = None, **overrides: Any
     for values, folder in ((table, path.parent), (given, Path())):
         for key in ("trace", "dataset"):
             if isinstance(values.get(key), (str, Path)):
-                values[key] = str((folder / values[key]).resolve())
+                values[key] = os.path.abspath(folder / values[key])
     table |= given
     if "trace" in table:
         table.setdefault("arrivals", "trace")
@@ -127,7 +132,7 @@ def check_scenario(scenario: Scenario, source: str) -> Scenario:
     for key in ("trace", "dataset"):
         value = getattr(scenario, key)
         if value is not None and not Path(value).is_file():
-            raise ScenarioError(f"{source}: {key} = {value}: there is no such file")
+            raise ScenarioError(f"{source}: {key} = {value}: there is no such file", allowed="the path of a file")
     longest = context_needed(scenario)
     if scenario.max_model_len is not None and scenario.max_model_len < longest and scenario.dataset is None:
         raise ScenarioError(

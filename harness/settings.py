@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from harness.errors import InputError
+from harness.suggest import did_you_mean
 
 Record = TypeVar("Record")
 Conflict = tuple[bool, str, str]
@@ -27,7 +28,9 @@ def record_of(
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for key in table:
         if key not in known:
-            raise error(f"{source}: unknown key {key!r}", allowed=", ".join(known), remedy=remedy)
+            raise error(
+                f"{source}: unknown key {key!r}{did_you_mean(key, known)}", allowed=", ".join(known), remedy=remedy
+            )
     try:
         return TypeAdapter(kind).validate_python(table)
     except ValidationError as fault:

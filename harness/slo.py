@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 
 from harness.errors import InputError
+from harness.suggest import did_you_mean
 
 _ALLOWED = "p95=3s, ttft=500ms, tpot=50ms, goodput=90%, joined by commas"
+_DIGITS = r"[0-9]{1,12}(?:\.[0-9]{1,12})?"
 _NAMES = {"p95": "p95_s", "ttft": "ttft_s", "tpot": "tpot_s", "goodput": "goodput"}
 
 
@@ -45,8 +48,8 @@ class Slo:
     def text(self) -> str:
         """As `parse_slo` reads it back: p95=3s,ttft=0.5s."""
         limits = (("p95", self.p95_s), ("ttft", self.ttft_s), ("tpot", self.tpot_s))
-        parts = [f"{name}={limit:g}s" for name, limit in limits if limit is not None]
-        return ",".join(parts + ([] if self.goodput is None else [f"goodput={self.goodput:g}"]))
+        parts = [f"{name}={_plain(limit)}s" for name, limit in limits if limit is not None]
+        return ",".join(parts + ([] if self.goodput is None else [f"goodput={_plain(self.goodput)}"]))
 
 
 def parse_slo(text: str, option: str = "--slo") -> Slo:
@@ -56,7 +59,7 @@ def parse_slo(text: str, option: str = "--slo") -> Slo:
         name, equals, value = (piece.strip() for piece in part.partition("="))
         name, value = (name.lower(), value) if equals else ("p95", name)
         if name not in _NAMES or _NAMES[name] in found:
-            what = "is given twice" if name in _NAMES else "is no service level"
+            what = "is given twice" if name in _NAMES else f"is no service level{did_you_mean(name, _NAMES)}"
             raise InputError(f"{option} {text!r}: {name!r} {what}", allowed=_ALLOWED)
         read = parse_share if name == "goodput" else parse_duration
         found[_NAMES[name]] = read(value, f"{option} {name}")
@@ -69,7 +72,7 @@ def parse_slo(text: str, option: str = "--slo") -> Slo:
 
 def parse_duration(text: str, option: str) -> float:
     """'3s', '800ms' or '3' in seconds. Raises InputError naming the option."""
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|)", text.strip())
+    found = re.fullmatch(rf"({_DIGITS})\s*(ms|s|)", text.strip())
     if not found or float(found[1]) <= 0:
         raise InputError(f"{option} {text!r} is no duration", allowed="a number with s or ms, as 3s or 800ms")
     return float(found[1]) / (1000 if found[2] == "ms" else 1)
@@ -77,10 +80,15 @@ def parse_duration(text: str, option: str) -> float:
 
 def parse_share(text: str, option: str) -> float:
     """'5%' or '0.05' as 0.05. Raises InputError naming the option."""
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(%|)", text.strip())
+    found = re.fullmatch(rf"({_DIGITS})\s*(%|)", text.strip())
     if not found:
         raise InputError(f"{option} {text!r} is no share", allowed="a share with or without %, as 5% or 0.05")
     return float(found[1]) / (100 if found[2] else 1)
+
+
+def _plain(number: float) -> str:
+    """Its shortest digits without an exponent, which nobody types."""
+    return f"{Decimal(repr(number)).normalize():f}"
 
 
 def _time(seconds: float) -> str:

@@ -14,12 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 from harness.analysis import counters, metrics, power, validity
 from harness.analysis.cost import price
 from harness.budget import Budget
-from harness.engines import Engine
+from harness.engines import Engine, EngineInfo
+from harness.engines.arguments import written
 from harness.errors import EngineError, InputError, RunError
 from harness.load.dataset import Prompts
 from harness.load.generators import Generators, LoadResult, processes_for
@@ -33,6 +35,7 @@ from harness.search import Search
 from harness.telemetry.host import host
 from harness.telemetry.sampler import GpuSampler
 from harness.telemetry.watch import EngineWatch, Seen
+from harness.variants import name_of, precision_of, setting_of
 
 DYING_S = 10.0
 """How long an engine of ours that fails every request is watched: its last words say more than "connection refused"."""
@@ -42,13 +45,20 @@ ATTEMPTS = 2
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A model in one precision, ready to be served."""
+    """A model in one precision, ready to be served with one set of engine arguments."""
 
     precision: str
+    """What tables call it: awq, or awq[max_num_seqs=64] where engine arguments vary."""
     checkpoint_sha256: str | None = None
     quantized: bool = False
     checkpoint_bytes: int | None = None
     """Size of its weight files."""
+    engine_args: tuple[str, ...] = ()
+    """What its engine is told beyond what every engine is told, flags by name; see engines/arguments.py."""
+    cards: int = 1
+    """How many its engine runs on: tensor times pipeline parallel."""
+    card_type: str | None = None
+    """On a cluster: the type of card that it is placed on, as `--card` names it. None: whatever is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +111,33 @@ class Observer(Protocol):
     def note(self, text: str) -> None: ...
 
 
+class Rows(Protocol):
+    """Where a session puts what it finds: the run directory, or on a cluster the way to its one owner."""
+
+    @property
+    def done(self) -> Sequence[SweepPoint]:
+        """Rows of cells that are not measured again."""
+        ...
+
+    @property
+    def host(self) -> str:
+        """This machine's address for the load: an engine listens there."""
+        ...
+
+    def add_request(self, record: RequestRecord) -> None: ...
+    def add_point(self, point: SweepPoint) -> None: ...
+    def add_gpu_sample(self, sample: GpuSample) -> None: ...
+    def fresh(self, stem: str, suffix: str) -> Path:
+        """A file of that name, for the engine's log."""
+        ...
+
+    def describe_engine(self, log: Path, info: EngineInfo) -> None: ...
+
+
 OpenEngine = Callable[[Variant, int], AbstractContextManager[Service]]
 """Start (or attach to) the engine of a variant for one session; leaving the context ends what was started."""
+Opener = Callable[[Rows, Callable[[str], None]], OpenEngine]
+"""Makes an OpenEngine that logs there and tells how far it is; on a cluster it is sent to the node, so it pickles."""
 
 
 def plan_sessions(
@@ -123,6 +158,21 @@ def plan_sessions(
             opened = [Cell(variant.precision, 0, repeat, rate) for rate in sorted(set(rates))]
             sessions.append(Session(variant, repeat, tuple(closed + opened)))
     return sessions
+
+
+def on_cards(variants: Sequence[Variant], types: Sequence[str]) -> list[Variant]:
+    """The variants on each type of card. With several, the type is part of a variant's name: awq[card=l4]."""
+    if len(types) < 2:
+        return [replace(variant, card_type=types[0] if types else None) for variant in variants]
+    return [
+        replace(
+            variant,
+            precision=name_of((("card", card_type), *setting_of(variant.precision)), precision_of(variant.precision)),
+            card_type=card_type,
+        )
+        for card_type in types
+        for variant in variants
+    ]
 
 
 def parse_concurrencies(text: str) -> list[int]:
@@ -159,52 +209,52 @@ def run_sweep(
     open_engine: OpenEngine,
     observer: Observer,
     began_s: float = 0.0,
+    hired: AbstractContextManager[Generators] | None = None,
 ) -> list[SweepPoint]:
     """Run every session; rows are on disk as their cells end. `template` carries what all rows share (run, model).
 
     `directory` knows the rows of an earlier start, which are not measured again. `began_s` (time.monotonic) is when the
     sweep began, for the budget of a search. An engine that dies in a cell is started again once. If it dies again, or
     refuses every request, that ends its session, not the sweep: the cell gets an invalid row and the next session
-    starts. If any session failed, RunError is raised at the end; the rows stay.
+    starts. If any session failed, RunError is raised at the end; the rows stay. `hired`: generators on other nodes.
     """
     points: list[SweepPoint] = []
     failures: list[str] = []
     begun, before = directory.attempts(), len(directory.done)
     total = plan.search.max_cells if plan.search else sum(len(session.cells) for session in sessions)
-    with Generators() as generators:
+    with hired or Generators() as generators:
         for number, session in enumerate(sessions):
-            shared = replace(
-                template,
-                precision=session.variant.precision,
-                checkpoint_sha256=session.variant.checkpoint_sha256,
-                repeat=session.repeat,
-            )
             budget = None
             if plan.search is not None:
                 budget = Budget.share(plan.search, before + len(points), began_s, len(sessions) - number)
-            run = _Run(plan, directory, open_engine, observer, generators, points, begun, total, budget)
+            run = Run(plan, directory, open_engine, observer, generators, points, begun, total, budget)
             try:
                 with writing():
-                    run.session(session, shared)
+                    run.session(session, template)
             except EngineError as error:
                 said = without_keys(str(error))
                 failures.append(f"{session.variant.precision}: {said}")
                 observer.status(f"{session.variant.precision} failed: {said.splitlines()[0]}")
     if failures:
-        cells = f"{before + len(points)} cells" if plan.search else f"{before + len(points)} of {total} cells"
-        raise RunError(
-            "\n".join(failures) + f"\n{cells} have rows in {directory.path}",
-            remedy="mend what the engine names, then: bench sweep --resume with that directory",
-        )
+        raise incomplete(failures, before + len(points), None if plan.search else total, directory.path)
     return points
 
 
+def incomplete(failures: Sequence[str], rows: int, planned: int | None, path: Path) -> RunError:
+    """The end of a sweep of which sessions failed. `planned` cells; None: a search, which plans as it goes."""
+    cells = f"{rows} cells" if planned is None else f"{rows} of {planned} cells"
+    return RunError(
+        "\n".join(failures) + f"\n{cells} have rows in {path}",
+        remedy="mend what the engine names, then: bench sweep --resume with that directory",
+    )
+
+
 @dataclass(frozen=True, slots=True)
-class _Run:
+class Run:
     """A session in progress, and the rows of the sweep."""
 
     plan: Plan
-    directory: RunDirectory
+    directory: Rows
     open_engine: OpenEngine
     observer: Observer
     generators: Generators
@@ -214,8 +264,14 @@ class _Run:
     total: int
     budget: Budget | None
 
-    def session(self, session: Session, shared: SweepPoint) -> None:
+    def session(self, session: Session, template: SweepPoint) -> None:
         """Serve the variant and run its cells, with a second start of the engine for a cell in which it died."""
+        shared = replace(
+            template,
+            precision=session.variant.precision,
+            checkpoint_sha256=session.variant.checkpoint_sha256,
+            repeat=session.repeat,
+        )
         deaths: dict[str, int] = {}
         cell = self.next_cell(session)
         while cell is not None:
@@ -282,6 +338,10 @@ class _Run:
                 trace=plan.trace,
                 on_record=on_record,
             )
+        if sampler is not None and sampler.lost is not None:
+            self.observer.note(
+                f"{cell.key}: NVML stopped answering ({sampler.lost}); power and clocks are not complete"
+            )
         failure = EngineError(f"cell {cell.key}: {load.gave_up}") if load.gave_up else None
         died = False
         try:
@@ -341,7 +401,7 @@ def make_point(
         kv_cache_gib=info.kv_cache_gib,
         kv_cache_tokens=info.kv_cache_tokens,
         other_gib=other if other is not None and other >= 0 else None,
-        usd_per_hour=scenario.usd_per_hour,
+        usd_per_hour=scenario.usd_per_hour * variant.cards,
         utilisation=scenario.utilisation,
         running_peak=seen.running_peak,
         waiting_peak=seen.waiting_peak,
@@ -354,12 +414,15 @@ def make_point(
         coalesced_share=validity.coalesced_share(load.records),
         clock_step_ms=load.clock_step_ms,
         client_processes=load.processes,
+        clock_offset_ms=max((clock.offset_ns / 1e6 for clock in load.clocks), key=abs, default=None),
+        clock_offset_error_ms=max((clock.error_ns / 1e6 for clock in load.clocks), default=None),
         kernel=info.kernel,
         engine=info.engine,
         engine_version=info.engine_version,
         gpu=info.gpu,
         source=info.source,
         scenario=scenario.name,
+        engine_args=written(variant.engine_args),
         **found,
     )
     verdict, reasons = validity.judge(
@@ -367,7 +430,8 @@ def make_point(
         point,
         validity.Conditions(
             gave_up=load.gave_up,
-            ceiling_chunks_s=plan.ceiling.chunks_s if plan.ceiling else None,
+            # The ceiling was measured on this machine, and tells nothing of generators on others.
+            ceiling_chunks_s=plan.ceiling.chunks_s if plan.ceiling and not load.clocks else None,
             counters=counters.disagreement(gap, prompt_gap),
             quantized=variant.quantized,
             exact_lengths=_exact_lengths(service),

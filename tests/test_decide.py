@@ -70,6 +70,6 @@ def test_history(tmp_path: Path) -> None:
     good = next(line for line in done.stdout.splitlines() if line.startswith("good"))
     assert "demo_model" in good and "BF16 16, AWQ 32 users (p95 ≤ 3 s)" in good
     assert "empty" in done.stdout
-    told = {run["run"]: run for run in json.loads(bench("history", str(tmp_path / "results"), "--json").stdout)}
+    told = {run["run"]: run for run in json.loads(bench("history", str(tmp_path / "results"), "--json").stdout)["runs"]}
     assert told["good"]["safe_load"] == {"bf16": 16, "awq": 32} and told["empty"]["fault"] == "empty"
     assert bench("history", str(tmp_path / "nowhere")).returncode == 2

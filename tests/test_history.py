@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,8 @@ from harness.analysis.knee import find_knees, safe_load
 from harness.errors import InputError
 from harness.history import PastRun, history, read_run
 from harness.records import SweepPoint, write_table
-from harness.report.history import HEADER, rows, to_json
+from harness.report.document import document
+from harness.report.history import HEADER, rows
 from harness.report.run import load_run
 from harness.rundir import UNFINISHED, to_toml
 
@@ -24,6 +27,12 @@ ENVIRONMENT = {
     "cpu": "Some CPU", "cpu_cores": 8, "gpu": "Some RTX", "engine": "vllm", "engine_version": "0.32.0",
     "started_at": "2026-11-20T18:00:00+00:00",
 }  # fmt: skip
+
+
+def json_of(runs: Sequence[PastRun]) -> list[dict[str, Any]]:
+    """As `bench history --json` prints them."""
+    told: list[dict[str, Any]] = json.loads(document("history", runs=runs))["runs"]
+    return told
 
 
 def row(precision: str, conc: int, tok_s: float, p95_ms: float, **more: object) -> SweepPoint:
@@ -222,7 +231,7 @@ def test_whatever_a_file_holds_the_list_goes_on(tmp_path: Path) -> None:
     found = history(tmp_path / "runs")
     assert len(found) == number == 150
     assert sum(run.fault is not None for run in found) > 30
-    assert len(json.loads(to_json(found))) == len(rows(found)) == number
+    assert len(json_of(found)) == len(rows(found)) == number
 
 
 def test_descriptions_of_the_wrong_kind_are_no_trap(tmp_path: Path) -> None:
@@ -277,11 +286,11 @@ def test_what_would_steer_a_terminal_is_shown_as_text(tmp_path: Path) -> None:
     run = made(tmp_path / "one", run=RUN | {"model": "evil\x1b[2J\nname"}, scenario={"name": "s\x07"})
     (line,) = rows([read_run(run)])
     assert (line[2], line[3]) == ("evil�[2J name", "s�")
-    assert json.loads(to_json([read_run(run)]))[0]["model"] == "evil\x1b[2J\nname"
+    assert json_of([read_run(run)])[0]["model"] == "evil\x1b[2J\nname"
 
 
 def test_json_has_every_field(tmp_path: Path) -> None:
-    (found,) = json.loads(to_json(history(made(tmp_path / "one"))))
+    (found,) = json_of(history(made(tmp_path / "one")))
     assert found["safe_load"] == {"bf16": 8, "awq": 8}
     assert (found["precisions"], found["fault"], found["unfinished"]) == (["bf16", "awq"], None, False)
     assert found.keys() == {name for name in PastRun.__dataclass_fields__}

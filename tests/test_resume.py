@@ -516,6 +516,41 @@ def test_a_run_goes_on_with_what_it_was_begun_with(
     check_whole(out)
 
 
+def test_a_sweep_over_engine_arguments_is_killed_and_goes_on(
+    begin: Begin, refused: Refused, tmp_path: Path, engine: Path, model: Path
+) -> None:
+    """Two settings, two repeats (2 4 | 4 2), killed in the second session: every cell once, each with its own limit."""
+    out, two, four = tmp_path / "run", "bf16[max_num_seqs=2]", "bf16[max_num_seqs=4]"
+    more = ("--conc", "1,2", "--repeats", "2", "--vary", "max-num-seqs=2,4", "--engine-arg", "--block-size 32")
+    process = begin(*serving(tmp_path, engine, model, *more))
+    assert until(lambda: lines(out / "points.csv") == 4, process), process.communicate()
+    kill(process)
+    before = measured(out)
+
+    unfinished = out / ".unfinished.json"
+    asked = json.loads(unfinished.read_text())
+    assert asked["vary"] == [["max_num_seqs", ["2", "4"]]]
+    unfinished.write_text(json.dumps(asked | {"engine_args": ["--block-size=64"]}))
+    told = refused("--resume", str(out))
+    assert f"{two} was served with --block-size 32 --max-num-seqs 2" in told and "--block-size 64" in told
+    unfinished.write_bytes(before[".unfinished.json"])
+    assert "--resume together with --vary" in refused("--resume", str(out), "--vary", "max_num_seqs=2,8")
+    assert measured(out) == before, "nothing is lost"
+
+    assert bench("--resume", str(out)).returncode == 0
+    assert cells(out) == sorted((name, conc, repeat) for name in (two, four) for conc in (1, 2) for repeat in (1, 2))
+    assert [row.precision for row in rows(out)] == [two] * 2 + [four] * 4 + [two] * 2, "ABBA"
+    for row in rows(out):
+        assert row.engine_args == f"--block-size 32 --max-num-seqs {row.precision[-2]}"
+    for log in out.glob("engine-*.log"):
+        typed = next(line for line in log.read_text().splitlines() if line.startswith("serving"))
+        assert f"'--max-num-seqs', '{log.name.partition(']')[0][-1]}'" in typed and "'--block-size', '32'" in typed
+    assert {path.name for path in out.glob("engine-*.json")} >= {f"engine-{two}-r2.json", f"engine-{four}-r1.json"}
+    run = tomllib.loads((out / "run.toml").read_text())["run"]
+    assert run["precisions"] == [two, four] and run["checkpoint_sha256"].keys() == {two, four}
+    check_whole(out)
+
+
 def test_a_trace_that_has_changed_since(truth: Truth, begin: Begin, refused: Refused, tmp_path: Path) -> None:
     out, trace = tmp_path / "run", tmp_path / "trace.csv"
     trace.write_text("timestamp,input_length,output_length\n" + "".join(f"{k / 10},12,6\n" for k in range(40)))
@@ -563,7 +598,7 @@ def test_a_run_describes_itself_and_not_the_machine(begin: Begin, tmp_path: Path
         assert typed in environment["argv"]
     for name in ("engine-bf16-r1.json", "engine-bf16-r1-2.json", "engine-bf16-r2.json"):
         settings = json.loads((out / name).read_text())["settings"]
-        assert settings["--x=1"] == "" and settings["--dtype"] == "bfloat16" and settings["VLLM_CPU_INT4_W4A8"] == "0"
+        assert settings["--x"] == "1" and settings["--dtype"] == "bfloat16" and settings["VLLM_CPU_INT4_W4A8"] == "0"
 
     places = {str(tmp_path), str(ROOT), str(Path.home()), os.path.dirname(sys.executable)}
     for path in out.rglob("*"):

@@ -47,6 +47,14 @@ def test_quantize_never_imports_harness_and_only_its_plugin_imports_vllm(path: P
     assert ("vllm" in names) == (path.name == "vllm_plugin.py")
 
 
+def test_only_the_cluster_imports_ray_and_only_when_it_is_asked_for() -> None:
+    users = [path for path in sources("harness") if "ray" in set(imported(path))]
+    assert users == [ROOT / "harness" / "cluster.py"]
+    for node in ast.parse(users[0].read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            assert "ray" not in ast.unparse(node).replace(".", " ").split()
+
+
 def test_the_rule_sees_imports_inside_functions(tmp_path: Path) -> None:
     file = tmp_path / "x.py"
     file.write_text("def f():\n    import torch.nn\n    from vllm.entrypoints import x\n")
@@ -108,7 +116,7 @@ def test_what_is_imported_is_declared(package: str) -> None:
     """A package that is here because somebody installed it by hand is not there on a fresh machine."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = project["dependencies"] + (extras["quantize"] if package == "quantize" else [])
+    wanted = project["dependencies"] + extras["quantize" if package == "quantize" else "cluster"]
     declared = {re.split(r"[^\w.-]", item)[0].lower().replace("_", "-") for item in wanted}
     distributions = importlib.metadata.packages_distributions()
     missing = set()

@@ -333,7 +333,7 @@ def test_a_late_loop_without_kernel_stamps_is_the_bound(truth: Truth, monkeypatc
 def test_a_clock_that_is_set_is_seen_by_a_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     """CLOCK_REALTIME is 250 ms behind CLOCK_MONOTONIC's pace when the job ends: somebody set it back."""
     offsets = iter([7_000_000_000, 6_750_000_000])
-    monkeypatch.setattr(worker, "_clock_offset_ns", lambda: next(offsets))
+    monkeypatch.setattr(worker, "realtime_offset_ns", lambda: next(offsets))
     job = Job(CELL, SHORT, IDS, Target("http://127.0.0.1:9", "nobody"), time.time_ns())
 
     async def run() -> object:
@@ -354,6 +354,9 @@ class _Told:
             pipe.write(packed(done))
         self.stdout = open(reading, "rb", buffering=0)
 
+    def fileno(self) -> int:
+        return self.stdout.fileno()
+
     def send(self, message: object) -> None: ...
 
     def receive(self) -> list[object]:
@@ -362,7 +365,7 @@ class _Told:
 
 def test_a_step_that_one_of_several_generators_saw_makes_the_point_invalid() -> None:
     told_steps = [_Told(Done((), 0.0, step_ms)) for step_ms in (0.2, -7.0, 3.0)]
-    load = generators._Cell(told_steps, Window(SHORT, CELL), lambda record: None).run()  # type: ignore[arg-type]
+    load = generators._Cell(told_steps, Window(SHORT, CELL), lambda record: None, [0] * 3).run()  # type: ignore[arg-type]
     assert load.clock_step_ms == -7.0
     for one in told_steps:
         one.stdout.close()

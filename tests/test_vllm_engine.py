@@ -189,8 +189,10 @@ def test_surroundings_keep_our_own_environment_out(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("VIRTUAL_ENV", "/ours")
     seen = surroundings(CPU, {"A": "1"}, "the-key")
     assert "/ours" not in seen.values() and "VIRTUAL_ENV" not in seen
-    assert (Path(seen["PYTHONPATH"]) / "sitecustomize.py").is_file(), "lets the CPU kernels use the processor's tiles"
-    assert "PYTHONPATH" not in surroundings(CUDA, {}, None)
+    guard, permit = map(Path, seen["PYTHONPATH"].split(os.pathsep))
+    assert (permit / "sitecustomize.py").is_file(), "lets the CPU kernels use the processor's tiles"
+    assert (guard / "kneebench_guard.py").is_file()
+    assert surroundings(CUDA, {}, None)["PYTHONPATH"] == str(guard)
     assert seen["PATH"].startswith("/opt/engine/bin:")
     assert (seen["A"], seen["VLLM_API_KEY"]) == ("1", "the-key")
 

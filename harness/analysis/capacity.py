@@ -22,7 +22,7 @@ from statistics import median
 from typing import Literal
 
 from harness.analysis.knee import safe_load
-from harness.analysis.levels import USERS, axis, levels, load, precision_order
+from harness.analysis.levels import USERS, axis, compared, levels, load, precision_order
 from harness.assumptions import DAY_S, Assumptions
 from harness.records import CapacityLine, Knee, SweepPoint, Verdict
 
@@ -238,8 +238,8 @@ def freed_memory(points: Sequence[SweepPoint], context_tokens: int = 2048) -> li
     An engine on a GPU fills what the weights leave with KV cache. Where the two caches have one size, somebody set it
     (on a CPU always), and the freed memory lies idle: then it is computed how many tokens it would hold.
     """
-    lines = memory_split(points)
-    return [_freed(lines[0], line, context_tokens) for line in lines[1:]]
+    lines = {line.precision: line for line in memory_split(points)}
+    return [_freed(lines[base], lines[other], context_tokens) for other, base in compared(points).items()]
 
 
 def _freed(base: MemoryLine, other: MemoryLine, context_tokens: int) -> Freed:

@@ -10,7 +10,7 @@ from harness.analysis.capacity import CardPlan, Freed, freed_memory, operating_l
 from harness.analysis.correct import CorrectLine, correct_lines
 from harness.analysis.evidence import Evidence
 from harness.analysis.headline import label
-from harness.analysis.levels import axis, latest, levels, load, one_trace, precision_order
+from harness.analysis.levels import axis, compared, latest, levels, load, one_trace
 from harness.analysis.saving import Saving, savings
 from harness.analysis.sides import SAFE, Sides
 from harness.assumptions import Assumptions
@@ -102,7 +102,8 @@ def make_case(
 
     One that did not pass the gate comes after all others. None where there is nothing to compare.
     """
-    base, *others = precision_order(points)
+    against = compared(points)
+    others = list(against)
     if not others:
         return None
     operating = operating_levels(points, knees)
@@ -113,6 +114,7 @@ def make_case(
 
     refused = {name for name in others if evidence and evidence.passed(name) is False}
     one = max(others, key=lambda name: (name not in refused, speed(name)))
+    base = against[one]
     sides = Sides(
         one,
         base,

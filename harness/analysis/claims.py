@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from harness.analysis.compare import compare
 from harness.analysis.evidence import EIGHT_BIT, Evidence
-from harness.analysis.levels import BASELINE, latest
+from harness.analysis.levels import compared, latest
 from harness.analysis.sides import MOST, ONE_USER, SAFE, SOME_USERS, Sides
 from harness.analysis.trials import (
     SIZE_SHARE,
@@ -36,6 +36,7 @@ from harness.analysis.trials import (
     slow_on_fallback,
 )
 from harness.records import Knee, Ratio, RequestRecord, SweepPoint
+from harness.variants import is_baseline, precision_of, split
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +77,25 @@ def judge(
         rows = [point for point in latest(points) if point.precision in (one, other)]
         return Sides(one, other, rows, paired, by_precision, failed, checkpoint_bytes, evidence)
 
-    base = next((name for name in names if name.lower() == BASELINE), "")
-    four = [name for name in names if is_int4(name)] if base else []
-    int4 = [sides(one, base, [ratio for ratio in ratios if ratio.precision == one]) for one in four]
-    awq, gptq = (next((name for name in names if is_method(name, method)), "") for method in ("awq", "gptq"))
+    against = {one: base for one, base in compared(points).items() if is_baseline(base) and is_int4(one)}
+    int4 = [sides(one, base, [ratio for ratio in ratios if ratio.precision == one]) for one, base in against.items()]
+    base = any(map(is_baseline, names))
+    awq, gptq = _methods(names)
     both = [point for point in points if point.precision in (awq, gptq)]
     methods = [sides(awq, gptq, compare(both, requests, baseline=gptq))] if awq and gptq else []
     return (
         _judged(INT4_AGAINST_BF16, int4, "no 4-bit precision in this run" if base else "no BF16 in this run"),
         _judged(AWQ_AGAINST_GPTQ, methods, f"no {'GPTQ' if awq else 'AWQ'} in this run"),
     )
+
+
+def _methods(names: Sequence[str]) -> tuple[str, str]:
+    """The first AWQ and the first GPTQ with the same engine arguments, else whichever there is; "" for none."""
+    awq, gptq = ([name for name in names if is_method(name, method)] for method in ("awq", "gptq"))
+    pairs = [(one, two) for one in awq for two in gptq if split(one)[1] == split(two)[1]]
+    if pairs:
+        return pairs[0]
+    return (awq[0] if awq else "", "" if awq else gptq[0] if gptq else "")
 
 
 def is_method(precision: str, method: str) -> bool:
@@ -111,7 +121,7 @@ def failures(requests: Sequence[RequestRecord]) -> dict[str, Counter[str]] | Non
 
 
 def _words(precision: str) -> set[str]:
-    return set(re.split(r"[^a-z0-9]+", precision.lower()))
+    return set(re.split(r"[^a-z0-9]+", precision_of(precision).lower()))
 
 
 def _judged(claims: Sequence[Claim], pairs: Sequence[Sides], lacking: str) -> list[Judged]:

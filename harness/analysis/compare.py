@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from harness.analysis import metrics
-from harness.analysis.levels import BOOTSTRAP_FROM, latest, precision_order
+from harness.analysis.levels import BOOTSTRAP_FROM, compared, latest, precision_order
 from harness.records import Cell, Ratio, RequestRecord, SweepPoint
 
 Floats = NDArray[np.float64]
@@ -75,16 +75,18 @@ def compare(
     """A line for each precision but the baseline, load and metric that both have; by precision, then load.
 
     Invalid rows and their partners are left out. Without `requests`, loads with one session of each have no line.
-    `baseline`: a precision of the run (ValueError else); None: BF16 where there is one, else the first.
+    `baseline`: a precision of the run (ValueError else); None: BF16 where there is one, else the first, and where
+    engine arguments vary the same in the same setting.
     """
-    order = precision_order(points)
+    against = compared(points)
     if baseline is not None:
+        order = precision_order(points)
         order.remove(baseline)
-        order.insert(0, baseline)
+        against = dict.fromkeys(order, baseline)
     answered = answered_in(requests)
     lines = []
-    for precision in order[1:]:
-        for pairs in session_pairs(points, order[0], precision):
+    for precision, base in against.items():
+        for pairs in session_pairs(points, base, precision):
             for metric in METRICS:
                 line = _line(metric, pairs, answered)
                 lines += [line] if line else []

@@ -18,12 +18,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal, get_args
 
 from harness.errors import InputError
 from harness.quality.prompts import CATEGORIES
 from harness.records import Fidelity, Outcomes
+from harness.suggest import did_you_mean
 
 Metric = Literal["kl", "perplexity_ratio", "agreement", "accuracy_drop", "right_to_wrong", "issues"]
 Sign = Literal["<", "<=", ">", ">="]
@@ -150,8 +150,7 @@ def _parse_limit(part: str, option: str) -> Limit:
     found = _LIMIT.fullmatch(part)
     name = (found[1] if found else re.split(r"[^\w]", part)[0]).lower()
     if name not in _METRICS:
-        near = get_close_matches(name, _METRICS, n=1)
-        meant = f"; did you mean {near[0]}?" if near else ""
+        meant = did_you_mean(name, _METRICS)
         raise InputError(f"{option}: {name or part!r} is no figure that a gate knows{meant}", allowed=_ALLOWED)
     if found is None or found[3] not in _SIGNS or not math.isfinite(float(found[4])):
         raise InputError(f"{option}: {part!r} is no limit", allowed=_ALLOWED)
@@ -195,9 +194,8 @@ def _parse_family(metric: Metric, family: str | None, part: str, option: str) ->
     known = (ALL, *CATEGORIES)
     if family in known or (family.startswith(TASK) and family != TASK and metric != "issues"):
         return family
-    near = get_close_matches(family, known, n=1)
     raise InputError(
-        f"{option}: {part!r}: there is no family {family!r}{f'; did you mean {near[0]}?' if near else ''}",
+        f"{option}: {part!r}: there is no family {family!r}{did_you_mean(family, known)}",
         allowed=f"{', '.join(known)}{'' if metric == 'issues' else ', task:NAME'}",
     )
 

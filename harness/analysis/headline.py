@@ -13,14 +13,15 @@ same is said of requests per second.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from harness.analysis.compare import Estimate, session_pairs, throughput_ratio
 from harness.analysis.knee import placed, safe_load
-from harness.analysis.levels import RATE, USERS, Axis, axis, latest, levels, load, precision_order, shown
+from harness.analysis.levels import RATE, USERS, Axis, axis, compared, latest, levels, load, precision_order, shown
 from harness.analysis.words import words_of
 from harness.records import Knee, SweepPoint
 from harness.slo import Slo
+from harness.variants import precision_of, short_setting
 
 
 def load_ratio(base: Knee, other: Knee) -> Estimate:
@@ -42,18 +43,29 @@ def headlines(points: Sequence[SweepPoint], knees: Sequence[Knee], machine: str)
     order = [precision for precision in precision_order(points) if precision in by_precision]
     if not order:
         return []
-    base = by_precision[order[0]]
-    if len(order) == 1:
-        sentences = [f"{words_of(points).on(machine)} {label(base.precision)} {alone(base, points)}."]
+    against = compared([point for point in points if point.precision in by_precision])
+    if against:
+        pairs = [(by_precision[base], by_precision[other]) for other, base in against.items()]
+        sentences = [_compare(points, base, other, machine) for base, other in pairs]
     else:
-        sentences = [_compare(points, base, by_precision[other], machine) for other in order[1:]]
+        start = words_of(points).on(machine)
+        sentences = [f"{start} {label(name)} {alone(by_precision[name], points)}." for name in order]
     care = _cautions(points)
     return [*sentences[:-1], f"{sentences[-1]} {care}".rstrip()]
 
 
 def label(precision: str) -> str:
-    """How a precision is written for people: AWQ, BF16, GPTQ 3-bit."""
-    return re.sub(r"-(\d)BIT$", r" \1-bit", precision.upper())
+    """How a precision is written for people: AWQ, BF16, GPTQ 3-bit, AWQ[seqs=64] (variants.SHORT)."""
+    written, setting = re.sub(r"-(\d)BIT$", r" \1-bit", precision_of(precision).upper()), short_setting(precision)
+    return f"{written}[{setting}]" if setting else written
+
+
+def baseline_words(against: Mapping[str, str]) -> str:
+    """What precisions are compared with (`levels.compared`): BF16, BF16 with the same engine arguments; "": nothing."""
+    bases = list(dict.fromkeys(against.values()))
+    if len(bases) > 1:
+        return f"{label(precision_of(bases[0]))} with the same engine arguments"
+    return label(bases[0]) if bases else ""
 
 
 def alone(knee: Knee, points: Sequence[SweepPoint]) -> str:
@@ -144,10 +156,13 @@ def _undecided(points: Sequence[SweepPoint], base: Knee, other: Knee, slo: str) 
     if base.beyond_range and other.beyond_range:
         ends = base.tested_hi or 0, other.tested_hi or 0
         reach = unit.amount(ends[0]) if ends[0] == ends[1] else f"{ends[0]:g} and {ends[1]:g} {unit.unit}"
-        return (
-            f"the {unit.what} {two} gains over {one} at {slo} are not decided: both stay inside it over the whole "
-            f"tested range (up to {reach}), so the ratio lies beyond it."
+        surely = all(safe_load(knee) == knee.tested_hi for knee in (base, other))
+        held = (
+            f"both stay inside it over the whole tested range (up to {reach}), so the ratio lies beyond it."
+            if surely
+            else f"neither surely leaves it in the tested range (up to {reach}); more requests would say more."
         )
+        return f"the {unit.what} {two} gains over {one} at {slo} are not decided: {held}"
     further = "higher" if base.cross_hi is None or other.cross_hi is None else "finer"
     remedy = "a measurement" if words_of(points).predicted else f"{further} {unit.nouns} or more requests"
     return (

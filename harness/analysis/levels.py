@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student_t
 
+from harness import variants
 from harness.records import SweepPoint
-
-BASELINE = "bf16"
 
 BOOTSTRAP_FROM = 10
 """Repeats from which an interval needs no assumption about their spread."""
@@ -37,9 +36,10 @@ _MEDIANS = (
 )  # fmt: skip
 _WORST = (
     "kv_usage_peak", "preemptions", "prefix_hit_share", "running_peak", "waiting_peak", "send_lag_p99_ms",
-    "loop_lag_p99_ms", "coalesced_share", "client_processes", "temperature_c_max", "throttled_share",
+    "loop_lag_p99_ms", "coalesced_share", "client_processes", "clock_offset_error_ms", "temperature_c_max",
+    "throttled_share",
 )  # fmt: skip
-_FARTHEST = ("counter_gap", "clock_step_ms")
+_FARTHEST = ("counter_gap", "clock_step_ms", "clock_offset_ms")
 """Signed, and 0 is right: the worst is the one farthest from it."""
 _WHOLE = ("kv_cache_tokens",)
 
@@ -98,9 +98,13 @@ def latest(points: Sequence[SweepPoint]) -> list[SweepPoint]:
 
 
 def precision_order(points: Sequence[SweepPoint]) -> list[str]:
-    """The precisions of a run, the baseline (BF16 where there is one, else the first) in front."""
-    seen = list(dict.fromkeys(point.precision for point in points))
-    return sorted(seen, key=lambda precision: precision.lower() != BASELINE)
+    """The precisions of a run, the baseline (BF16 where there is one, else the first) in front, settings together."""
+    return variants.ordered([point.precision for point in points])
+
+
+def compared(points: Sequence[SweepPoint]) -> dict[str, str]:
+    """Each precision that is compared -> its baseline, which is served with the same engine arguments."""
+    return variants.baselines([point.precision for point in points])
 
 
 def levels(points: Sequence[SweepPoint]) -> list[SweepPoint]:

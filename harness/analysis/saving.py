@@ -20,7 +20,7 @@ from harness.analysis.capacity import operating_levels
 from harness.analysis.compare import throughput_ratio
 from harness.analysis.cost import hour_usd, worse_verdict
 from harness.analysis.headline import label
-from harness.analysis.levels import latest, load, precision_order
+from harness.analysis.levels import compared, latest, load
 from harness.assumptions import Assumptions
 from harness.records import Knee, SweepPoint, Verdict
 
@@ -49,8 +49,11 @@ def savings(points: Sequence[SweepPoint], knees: Sequence[Knee], assumptions: As
     """Each precision against the baseline, by the formula of the module; none for a run without knees."""
     operating = operating_levels(points, knees)
     by_precision = {knee.precision: knee for knee in knees}
-    order = [precision for precision in precision_order(points) if precision in by_precision]
-    return [_saving(points, by_precision[order[0]], by_precision[other], operating, assumptions) for other in order[1:]]
+    against = compared([point for point in points if point.precision in by_precision])
+    return [
+        _saving(points, by_precision[base], by_precision[other], operating, assumptions)
+        for other, base in against.items()
+    ]
 
 
 def _saving(

@@ -13,8 +13,9 @@ from harness.analysis.capacity import MemoryLine, memory_split
 from harness.analysis.compare import METRICS, Estimate, Pair, rows_ratio, session_pairs
 from harness.analysis.evidence import Evidence
 from harness.analysis.knee import safe_load
-from harness.analysis.levels import BASELINE, USERS, axis, load, one_trace
+from harness.analysis.levels import USERS, axis, load, one_trace
 from harness.records import Knee, Ratio, SweepPoint
+from harness.variants import is_baseline
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ class Sides:
 
     def row(self, column: str, at: float | None = None) -> Row:
         """Where a ratio of a column is found: as it is in comparison.csv, or by the two rows that it is made of."""
-        if column in METRICS and at is not None and self.other.lower() == BASELINE:
+        if column in METRICS and at is not None and is_baseline(self.other):
             return Row("comparison.csv", self.one, column, at)
         return Row("points.csv", ", ".join(self.names), _PARTS.get(column, column), at)
 

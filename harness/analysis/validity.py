@@ -1,7 +1,9 @@
 """A point that cannot be trusted says so: valid, suspect or invalid, with reasons.
 
-    client_bound      our own process was late: in sending, in reading, or beyond what this machine's client can do
+    client_bound      our own process was late: in sending, in reading, or beyond what this machine's client can do;
+                      or the machine had no descriptor or port left for a connection
     clock_step        somebody set the clock while the cell was measured
+    clock_uncertain   generators on several nodes, whose clocks are not known well enough for these figures
     cache_warm        prefix-cache hits although every prompt was meant to be new
     too_few_samples   n < 100 behind p95 (suspect), n < 20: no p95 at all (invalid)
     imprecise         the interval of p95 is wider than was asked for
@@ -16,6 +18,8 @@
     simulated_engine  no engine at all answered, but `bench serve-simulated`: a prediction in real time
     engine_restarted  the engine died in this cell, was started again, and this is the second attempt
     engine_died, gave_up, no_window
+                      the cell was not finished: the engine did not come back, every request in a row failed, or no
+                      window opened
     unvalidated       predicted (harness/predict), for a card with fewer than three published points
 
 Host CPU load is no reason: with a CPU engine, client and engine share the cores, and that is the machine measured.
@@ -38,6 +42,8 @@ OWN_SHARE, OWN_MS = 0.05, 2.0
 LOOP_LAG_MS = 5.0
 COALESCED_SHARE = 0.05
 CLOCK_STEP_MS = 1.0
+WINDOW_DOUBT = 0.01
+"""This share of the window may lie nearer to one of its edges than the clocks are known."""
 CACHE_HIT_SHARE = 0.01
 ERROR_SHARE = 0.05
 LENGTH_SHARE = 0.01
@@ -95,12 +101,14 @@ def judge(
         reasons["too_few_samples"] = "suspect"
     if point.errors:
         reasons["errors"] = "invalid" if point.errors >= ERROR_SHARE * (len(good) + point.errors) else "suspect"
-    if _client_bound(good, point, conditions):
+    if _client_bound(good, point, conditions) or any(record.error == "client" for record in records):
         reasons["client_bound"] = "invalid"
     if abs(point.clock_step_ms or 0.0) > CLOCK_STEP_MS:
         reasons["clock_step"] = "invalid"
     if conditions.new_prompts and (point.prefix_hit_share or 0.0) > CACHE_HIT_SHARE:
         reasons["cache_warm"] = "invalid"
+    if _clock_uncertain(point):
+        reasons["clock_uncertain"] = "suspect"
     if _lengths_off(good, conditions.exact_lengths):
         reasons["length_mismatch"] = "suspect"
     if conditions.counters:
@@ -155,6 +163,25 @@ def _client_bound(good: Sequence[RequestRecord], point: SweepPoint, conditions: 
     return user_clock and (point.loop_lag_p99_ms or 0.0) > max(LOOP_LAG_MS, allowance)
 
 
+def _clock_uncertain(point: SweepPoint) -> bool:
+    """Whether ± e, the error of the generators' clocks, is more than the figures bear.
+
+    Latencies hold no offset: both ends of each are one clock's. What e touches is
+
+    - the window: a token or a request within e of an edge may be counted on the wrong side, so of a steady flow up to
+      2 e / window of tok_s is in doubt;
+    - an open loop: generators that send e too early or late shift arrivals against each other by 2 e at most. In a
+      queue served in turn, request n waits max over k of (services k to n-1) - (a_n - a_k), and each a_n - a_k is off
+      by 2 e at most, so no wait is off by more. That much of a p95 we allow ourselves as own lag, too.
+    """
+    if point.clock_offset_error_ms is None or not point.window_s:
+        return False
+    doubt_ms = 2 * point.clock_offset_error_ms
+    if doubt_ms > WINDOW_DOUBT * point.window_s * 1000:
+        return True
+    return point.rate_rps is not None and doubt_ms > max(OWN_MS, OWN_SHARE * (point.ttft_p95_ms or 0.0))
+
+
 def _lengths_off(good: Sequence[RequestRecord], exact: bool) -> bool:
     if not good:
         return False
@@ -162,7 +189,8 @@ def _lengths_off(good: Sequence[RequestRecord], exact: bool) -> bool:
     for record in good:
         answered = record.completion_tokens
         ids_disagree = record.chunk_ids and answered is not None and sum(record.chunk_tokens) != answered
-        wrong_answer = answered is None or (exact and answered != record.output_tokens_asked) or ids_disagree
+        asked = record.output_tokens_asked  # and more than was asked for is wrong, whoever chooses the length
+        wrong_answer = answered is None or answered > asked or (exact and answered != asked) or ids_disagree
         wrong_prompt = exact and record.prompt_tokens is not None and record.prompt_tokens != record.input_tokens_asked
         off += wrong_answer or wrong_prompt
     return off > LENGTH_SHARE * len(good)

@@ -14,6 +14,8 @@ from typing import Literal, Protocol
 
 from harness.records import Source
 
+LOOPBACK = "127.0.0.1"
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -36,13 +38,26 @@ class ServeSpec:
     dtype: Literal["bfloat16", "float16"] = "bfloat16"
     max_model_len: int = 1024
     max_num_seqs: int = 256
+    max_num_batched_tokens: int | None = None
+    """None: the engine's own for the card."""
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    kv_cache_dtype: str | None = None
+    """None: as the model's."""
     dummy_weights: bool = False
     """`--load-format dummy`: speed needs no weights."""
     kv_cache_gib: float | None = None
     """CPU only: the KV cache's size. None: the engine's default for the machine."""
     gpu_memory_utilization: float = 0.9
+    host: str = LOOPBACK
+    """Where it listens: on the loopback, but for load that comes from other nodes of a cluster."""
     port: int | None = None
     extra_args: tuple[str, ...] = ()
+
+    @property
+    def cards(self) -> int:
+        """How many the engine runs on."""
+        return self.tensor_parallel * self.pipeline_parallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +77,8 @@ class EngineInfo:
     max_concurrency: float | None = None
     """How many requests of max_model_len tokens the KV cache holds at once, by the engine's own log."""
     source: Source = "engine"
+    start_s: float | None = None
+    """From its start to its first answer to /health, seconds: time of a card that no row shows."""
     settings: dict[str, str] = field(default_factory=dict)
     """Every flag and environment variable that we set and that bears on the numbers."""
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from harness.errors import InputError
 
+_PATH_CHARACTERS = "/%:@!$&'()*+,;="
+"""What a path may hold as it is; all else goes as its percent code, for it stands in a request's first line."""
 _FORMS = "http://HOST:PORT or https://HOST[:PORT][/PREFIX], with or without /v1"
 
 
@@ -36,9 +39,16 @@ class Address:
             )
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"--endpoint {url!r} is no server's address", allowed=_FORMS)
+        try:
+            host = parts.hostname if ":" in parts.hostname else parts.hostname.encode("idna").decode()
+        except UnicodeError:
+            host = ""
+        if not re.fullmatch(r"[\w.-]+|[0-9a-fA-F:.]+(?:%[\w.-]+)?", host):
+            raise InputError(f"--endpoint {url!r}: {parts.hostname!r} is no host's name", allowed=_FORMS)
         tls = parts.scheme == "https"
-        prefix = parts.path.rstrip("/").removesuffix("/v1")
-        return Address(parts.hostname, port or (443 if tls else 80), tls, prefix)
+        prefix = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
+        prefix = quote(prefix, _PATH_CHARACTERS, errors="surrogateescape")  # bytes as they were typed
+        return Address(host, port or (443 if tls else 80), tls, prefix)
 
     @property
     def authority(self) -> str:

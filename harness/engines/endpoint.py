@@ -6,10 +6,10 @@ Kernel, weights and cache stay unknown, and every row says `source=endpoint`.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,12 +17,14 @@ import httpx
 from harness.analysis.validity import SIMULATED_ENGINE
 from harness.engines import EngineCounters, EngineInfo, Target
 from harness.engines.address import Address
+from harness.engines.control import connect
 from harness.errors import EngineError, InputError
+from harness.keys import KEY, KEY_FILE, endpoint_key
 from harness.redact import hide
 from harness.telemetry import prometheus
 
-API_KEY_VARIABLES = ("KNEEBENCH_API_KEY", "OPENAI_API_KEY")
-"""Where the key is looked for, in this order. No option takes it: command lines show in `ps` and histories."""
+PAGE_TIMEOUT_S = 10.0
+"""For a page of the server: models, version, counters."""
 
 
 class Endpoint:
@@ -60,13 +62,16 @@ class Endpoint:
 
 
 @contextmanager
-def attach(url: str, model: str | None = None) -> Iterator[Endpoint]:
-    """Check that the server answers and knows the model, and yield it. `model` None: the only one that it offers."""
+def attach(url: str, model: str | None = None, key_file: Path | None = None) -> Iterator[Endpoint]:
+    """Check that the server answers and knows the model, and yield it. `model` None: the only one that it offers.
+
+    `key_file` holds its key; None: as the environment has it (keys.py).
+    """
     address = Address.parse(url)
     hide(*_private_parts(address, model))
     base_url = address.base_url
-    api_key = _api_key()
-    with connect(base_url, api_key, 10.0) as client:
+    api_key = endpoint_key(address.host, loopback=address.loopback, file=key_file)
+    with connect(base_url, api_key, PAGE_TIMEOUT_S) as client:
         offered, simulated = _offered(client, base_url)
         served = _choose(base_url, model, offered)
         engine = SIMULATED_ENGINE if simulated else "endpoint"
@@ -74,33 +79,10 @@ def attach(url: str, model: str | None = None) -> Iterator[Endpoint]:
         yield Endpoint(Target(base_url, served, api_key), info, client)
 
 
-def connect(base_url: str, api_key: str | None, timeout_s: float, *, keep_alive: bool = True) -> httpx.Client:
-    """A client for the control plane of a server. No proxy may stand before the loopback."""
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    limits = httpx.Limits() if keep_alive else httpx.Limits(max_keepalive_connections=0)
-    direct = Address.parse(base_url).loopback
-    return httpx.Client(base_url=base_url, headers=headers, timeout=timeout_s, limits=limits, trust_env=not direct)
-
-
 def _private_parts(address: Address, model: str | None) -> list[str]:
     """Parts of a URL's path that may be somebody's account or key: long, with digits, and not the model's name."""
     parts = address.prefix.split("/")
     return [part for part in parts if len(part) >= 16 and re.search(r"\d", part) and part != model]
-
-
-def _api_key() -> str | None:
-    """The key from the environment, without the line end that a file gives it. Raises InputError for no key."""
-    for name in API_KEY_VARIABLES:
-        key = os.environ.get(name, "").strip()
-        if key and not (key.isascii() and key.isprintable()):
-            raise InputError(
-                f"{name} holds characters that an HTTP header cannot carry",
-                allowed="printable ASCII",
-                remedy="set it again, to the key alone",
-            )
-        if key:
-            return key
-    return None
 
 
 def _offered(client: httpx.Client, base_url: str) -> tuple[list[str], bool]:
@@ -110,18 +92,24 @@ def _offered(client: httpx.Client, base_url: str) -> tuple[list[str], bool]:
     except httpx.HTTPError as error:
         raise InputError(
             f"--endpoint {base_url}: does not answer ({_reason(error)}).",
-            remedy="check the address and that the server runs; only the part before /v1 is wanted",
+            remedy=_remedy(error),
         ) from error
+    if reply.is_redirect:
+        raise InputError(
+            f"--endpoint {base_url}: sends us elsewhere (HTTP {reply.status_code}), to "
+            f"{reply.headers.get('location', '')[:200]!r}; neither load nor key follow.",
+            remedy="give the address at which the server itself answers",
+        )
     if reply.status_code in (401, 403):
         raise InputError(
             f"--endpoint {base_url}: wants an API key (HTTP {reply.status_code}).",
-            remedy=f"put the right one into the environment variable {' or '.join(API_KEY_VARIABLES)}",
+            remedy=f"put the right one into the environment variable {KEY}, or into a file that {KEY_FILE} names",
         )
     try:
         reply.raise_for_status()
         listed: Any = reply.json()
         return [str(item["id"]) for item in listed["data"]], "x-kneebench-simulated" in reply.headers
-    except (httpx.HTTPStatusError, ValueError, KeyError, TypeError) as error:
+    except (httpx.HTTPStatusError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"--endpoint {base_url}: /v1/models does not answer as an OpenAI-compatible server (HTTP "
             f"{reply.status_code}).",
@@ -143,10 +131,20 @@ def _version(client: httpx.Client) -> str | None:
     try:
         reply = client.get("/version")
         told: Any = reply.json() if reply.status_code == 200 else {}
-        return str(told["version"])
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return str(told["version"])[:100]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def _reason(error: httpx.HTTPError) -> str:
     return str(error) or type(error).__name__
+
+
+def _remedy(error: httpx.HTTPError) -> str:
+    """What to do about a server that does not answer."""
+    said = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        return "have the server show a valid certificate for that name; one's own authority goes into SSL_CERT_FILE"
+    if "[SSL" in said:
+        return "that port does not speak TLS as we do: check the address, http:// or https://"
+    return "check the address (http or https) and that the server runs; only the part before /v1 is wanted"

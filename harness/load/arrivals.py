@@ -41,6 +41,7 @@ class Job:
     dialect: Dialect
     target: Target
     start_ns: int
+    """On the generator's own clock; Begin tells it."""
     share: int = 0
     shares: int = 1
     """This generator has every `shares`-th user or arrival, from `share` on."""

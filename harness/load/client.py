@@ -18,6 +18,7 @@ decoded by msgspec, which builds only the fields we read: at 20 us of CPU a toke
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import itertools
 import json
@@ -25,8 +26,10 @@ import socket
 import ssl
 import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import quote
 
 import httptools
 import msgspec
@@ -43,10 +46,25 @@ _ANCILLARY_BYTES = socket.CMSG_SPACE(_TIMESPEC.size) if hasattr(socket, "CMSG_SP
 _READ_BYTES = 1 << 12
 _BATCH = 16
 """Reads of one answer that are parsed together: the kernel has stamped them, and a warm parser costs a third."""
+_LOOK_S = 1.0
+"""A socket is looked at so often even when the event loop says nothing of it."""
 _LAST_READS = 2
 """Reads before the expected end that the event loop takes itself: the next question waits for the last one."""
-_MAX_EVENT_BYTES = 16 << 20
-"""A single event larger than this is no token stream: refuse it before memory does."""
+MOST_TOKENS = 1 << 24
+"""More than any context holds: a server that counts more has counted nothing."""
+_MAX_EVENT_BYTES = 4 << 20
+"""Of one event. The largest honest one is vLLM's first, with the prompt's ids: half a million of them fit."""
+_MAX_ANSWER_BYTES = 64 << 20
+_MAX_ANSWER_TOKENS = 1 << 18
+"""Of one answer: 250 bytes for each of as many tokens as no model answers. What never ends is ended here."""
+_MAX_BARE_BYTES = 64 << 10
+"""In a row without a byte of the body: headers, trailers, extensions of chunks."""
+_WORDS_BYTES = 2 << 10
+"""Of an answer that is no stream so much is kept, and so much is waited for."""
+_OUR_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+"""Why this machine cannot open a connection, whatever the server does."""
+_ID_CHARACTERS = "/[]=,:@+"
+"""What may stand in a header as it is, besides letters, digits and -._~"""
 
 
 class StreamError(Exception):
@@ -57,9 +75,13 @@ class StreamError(Exception):
         self.kind = kind
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
+_Word = Annotated[str, msgspec.Meta(max_length=100, pattern=r"^[ -~]*\Z")]
+
+
 class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
 
 
 class _Delta(msgspec.Struct, gc=False):
@@ -72,7 +94,7 @@ class _Choice(msgspec.Struct, gc=False):
     text: str | None = None
     delta: _Delta | None = None
     token_ids: list[int] | None = None
-    finish_reason: str | None = None
+    finish_reason: _Word | None = None
 
 
 class _Chunk(msgspec.Struct, gc=False):
@@ -94,6 +116,8 @@ class ResponseReader:
         self.stamps: list[int] = []
         self.tokens: list[int] = []
         self.ids_seen = False
+        self.received_tokens = 0
+        self.largest_chunk = 0
         self.text: list[str] = []
         self.token_ids: list[int] = []
         self.prompt_tokens: int | None = None
@@ -106,14 +130,20 @@ class ResponseReader:
         self._sse = False
         self.chunked = False
         self._framed = False
+        self._coding = b""
+        self._streams = False
         self._said_done = False
-        self._pending = b""
+        self._bytes = self._bare_bytes = self._event_bytes = 0
+        self._pending = bytearray()
+        """A line that has begun; of an answer that is no stream its first words."""
         self._event: list[bytes] = []
 
     def feed(self, data: bytes, stamp_ns: int) -> None:
         """Take the next bytes. Raises StreamError for anything that is not a proper token stream."""
         self.last_read_ns = stamp_ns
         self.reads += 1
+        self._bytes += len(data)
+        self._bare_bytes += len(data)
         before = len(self.stamps)
         try:
             self._parser.feed_data(data)
@@ -122,21 +152,34 @@ class ResponseReader:
             raise cause if isinstance(cause, StreamError) else StreamError("protocol", str(cause or error)) from None
         except httptools.HttpParserError as error:
             raise StreamError("protocol", f"not HTTP: {error}") from None
+        except httptools.HttpParserUpgrade:
+            raise StreamError("protocol", "the server wants to speak something else than HTTP (101)") from None
+        if self._bare_bytes > _MAX_BARE_BYTES and not self.done:
+            raise StreamError("protocol", f"more than {_MAX_BARE_BYTES >> 10} KiB of headers")
+        if self._bytes > _MAX_ANSWER_BYTES:
+            raise StreamError("protocol", f"an answer of more than {_MAX_ANSWER_BYTES >> 20} MiB")
         if len(self.stamps) - before > 1:
             self.coalesced_reads += 1
 
     def feed_eof(self) -> None:
         """The server closed. Raises StreamError unless that is how this answer was to end (no length, not chunked)."""
-        if self._said_done and not self._framed:
-            self.done = True
+        if self.done:
             return
-        raise StreamError("early_close", "the server closed before the end of the answer")
+        if self.status and not self._streams:
+            raise self._no_stream()
+        if not self._said_done or self._framed:
+            raise StreamError("early_close", "the server closed before the end of the answer")
+        self.done = True
 
     def let_go(self) -> None:
         """Give the parser back: nothing more is fed. It holds our methods as we hold it, and collections are off."""
         del self._parser
 
     # -- httptools callbacks ------------------------------------------------------------------------------------
+    def on_message_begin(self) -> None:
+        if self.done:
+            raise StreamError("protocol", "more bytes after the end of the answer")
+
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
         if name == b"content-type":
@@ -144,30 +187,55 @@ class ResponseReader:
         elif name in (b"content-length", b"transfer-encoding"):
             self._framed = True
             self.chunked = value.lower() == b"chunked"
+        elif name == b"content-encoding":
+            self._coding = value.lower()
 
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
+        self._streams = self.status == 200 and self._sse and self._coding in (b"", b"identity")
 
     def on_body(self, body: bytes) -> None:
-        self._pending = self._pending + body if self._pending else body
-        if self.status == 200 and self._sse:
-            self._take_lines()
-        if len(self._pending) > _MAX_EVENT_BYTES:
+        self._bare_bytes = 0
+        if not self._streams:
+            self._pending += body[:_WORDS_BYTES]
+            if len(self._pending) >= _WORDS_BYTES:
+                raise self._no_stream()
+            return
+        self._event_bytes += len(body)
+        if b"\n" in body:
+            self._take_lines(body)
+        else:
+            self._pending += body
+        if self._event_bytes > _MAX_EVENT_BYTES:
             raise StreamError("protocol", f"an event of more than {_MAX_EVENT_BYTES >> 20} MiB")
 
     def on_message_complete(self) -> None:
+        if self.status < 200:
+            return  # only a word on the way, as 103 Early Hints: the answer is yet to come
         self.done = True
         self.keep_alive = self._parser.should_keep_alive()
+        if not self._streams:
+            raise self._no_stream()
+        if not self._said_done and self.finish_reason is None:
+            raise StreamError("early_close", "the answer ended with neither a finish_reason nor [DONE]")
+
+    def _no_stream(self) -> StreamError:
+        """What an answer is that is no event stream, with its first words."""
+        said = self._pending.decode("utf-8", "replace")
         if self.status != 200:
-            raise StreamError(f"http_{self.status}", self._pending.decode("utf-8", "replace")[:300])
-        if not self._sse:
-            start = self._pending[:200].decode("utf-8", "replace")
-            raise StreamError("protocol", f"the answer is no event stream: {start}")
+            return StreamError(f"http_{self.status}", said[:300])
+        if self._sse:
+            return StreamError("protocol", f"the answer is compressed ({self._coding[:40].decode('latin-1')})")
+        return StreamError("protocol", f"the answer is no event stream: {said[:200]}")
 
     # -- server-sent events (HTML living standard, section 9.2.6) -----------------------------------------------
-    def _take_lines(self) -> None:
+    def _take_lines(self, body: bytes) -> None:
+        if self._pending:
+            body = bytes(self._pending) + body
+            self._pending.clear()
         # Cut at LF only: a CR before it is stripped, and a lone CR as line end is something no JSON stream sends.
-        *lines, self._pending = self._pending.split(b"\n")
+        *lines, rest = body.split(b"\n")
+        self._pending += rest
         for line in lines:
             if line.endswith(b"\r"):
                 line = line[:-1]
@@ -176,6 +244,7 @@ class ResponseReader:
             elif not line and self._event:
                 event = self._event[0] if len(self._event) == 1 else b"\n".join(self._event)
                 self._event.clear()
+                self._event_bytes = len(rest)
                 self._take_event(event)
             # anything else (": comment" of a proxy, "event:", "id:") carries no token
 
@@ -204,16 +273,23 @@ class ResponseReader:
         # sequence), else text. A delta with only a role is no token.
         if ids:
             self.ids_seen = True
-            self.stamps.append(self.last_read_ns)
-            self.tokens.append(len(ids))
+            self._take_tokens(len(ids))
             self.token_ids += ids
         elif text:
-            self.stamps.append(self.last_read_ns)
-            self.tokens.append(1)
+            self._take_tokens(1)
         if text:
             self.text.append(text)
         if choice.finish_reason is not None:
             self.finish_reason = choice.finish_reason
+
+    def _take_tokens(self, count: int) -> None:
+        self.stamps.append(self.last_read_ns)
+        self.tokens.append(count)
+        self.received_tokens += count
+        if count > self.largest_chunk:
+            self.largest_chunk = count
+        if self.received_tokens > _MAX_ANSWER_TOKENS:
+            raise StreamError("protocol", f"an answer of more than {_MAX_ANSWER_TOKENS:,} tokens")
 
 
 @dataclass(slots=True)
@@ -253,13 +329,8 @@ class Connection:
         """Connect now, so that the first request does not pay for it. Raises OSError or ssl.SSLError."""
         loop = asyncio.get_running_loop()
         infos = await loop.getaddrinfo(self._address.host, self._address.port, type=socket.SOCK_STREAM)
-        family, kind, proto, _, where = infos[0]
-        sock = socket.socket(family, kind, proto)
+        sock = await _connected(infos)
         try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            _ask_for_stamps(sock)
-            await loop.sock_connect(sock, where)
             if self._address.tls:
                 self._tls = _Tls(self._address.host)
                 await self._tls.handshake(loop, sock)
@@ -299,7 +370,7 @@ class Connection:
         """
         self._exchange = done = Exchange(ResponseReader())
         deadline_ns = time.time_ns() + int(timeout_s * 1e9)
-        own = f"X-Request-Id: {request_id}\r\n" if request_id else ""
+        own = f"X-Request-Id: {quote(request_id, _ID_CHARACTERS)}\r\n" if request_id else ""
         head = f"POST {self._address.prefix}{path} {self._common_head}{own}Content-Length: {len(body)}\r\n\r\n"
         data = head.encode("latin-1") + body
         for again in (True, False):
@@ -312,25 +383,24 @@ class Connection:
                     stage = "send"
                     self._unread, self._batch, self._expected_tokens = [], 1, expected_tokens
                     self._finished = asyncio.get_running_loop().create_future()
+                    self._finished.add_done_callback(_looked_at)
                     done.sent_ns = time.time_ns()
-                    await self._send(data)
+                    whole = await self._send(data, self._finished)
                 stage = "answer"
                 await self._answered(done.reader, self._finished, deadline_ns, token_timeout_s)
+                done.reader.keep_alive &= whole
                 break
             except TimeoutError:
                 done.error = ("timeout", f"no end of the answer within {timeout_s:g} s (while waiting for: {stage})")
             except StreamError as problem:
                 done.error = (problem.kind, self._without_key(str(problem)))
             except (OSError, ssl.SSLError) as problem:
-                done.error = (
-                    "connect" if stage == "connect" else "early_close",
-                    f"{type(problem).__name__}: {problem}",
-                )
+                done.error = (_kind(problem, stage), f"{type(problem).__name__}: {problem}")
             self.close()
             # A kept-alive connection that the server had closed meanwhile says nothing about the server: once more.
             if not (again and used_before and done.error[0] == "early_close" and done.reader.reads == 0):
                 break
-            done.error = None
+            done.error = done.sent_ns = None
         self._be_prompt()
         self._exchange = self._finished = None
         done.reader.let_go()
@@ -357,17 +427,35 @@ class Connection:
         """A server may quote our header back at us; what it said goes to the disk."""
         return said.replace(self._api_key, "<key>") if self._api_key else said
 
-    async def _send(self, data: bytes) -> None:
+    async def _send(self, data: bytes, finished: asyncio.Future[None]) -> bool:
+        """Send it, or as much as the server takes: it may answer (413, 429) without reading. Whether all was sent.
+
+        A server that is gone is no error here, for its answer may have come before: whoever reads will find either.
+        """
         assert self._sock is not None
         if self._tls is not None:
             data = self._tls.encrypt(data)
-        await asyncio.get_running_loop().sock_sendall(self._sock, data)
+        try:
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return False
+        if sent == len(data):
+            return True
+        rest = asyncio.ensure_future(asyncio.get_running_loop().sock_sendall(self._sock, memoryview(data)[sent:]))
+        rest.add_done_callback(_looked_at)
+        try:
+            await asyncio.wait((rest, finished), return_when=asyncio.FIRST_COMPLETED)
+            return rest.done() and rest.exception() is None
+        finally:
+            rest.cancel()
 
     async def _answered(
         self, reader: ResponseReader, finished: asyncio.Future[None], deadline_ns: int, token_timeout_s: float
     ) -> None:
         """Wait for the end of the answer. One timer looks at the last stamp now and then: none is set per token."""
-        first_look_s = min(token_timeout_s, (deadline_ns - time.time_ns()) / 1e9)
+        first_look_s = min(_LOOK_S, token_timeout_s, (deadline_ns - time.time_ns()) / 1e9)
         self._look_in(first_look_s, reader, deadline_ns, token_timeout_s)
         try:
             await finished
@@ -384,16 +472,22 @@ class Connection:
 
     def _look(self, reader: ResponseReader, deadline_ns: int, token_timeout_s: float) -> None:
         """End an answer that takes too long, or is silent for too long."""
+        # uvloop forgets a socket that was reset after one read: what is left in it, and the error, are found here.
+        for _ in range(_BATCH):
+            if not self._on_readable():
+                break
         self._parse()
         now = time.time_ns()
         token_timeout_ns = int(token_timeout_s * 1e9)
-        silence_ends = reader.last_read_ns + token_timeout_ns if reader.stamps else now + token_timeout_ns
+        # Counted from the last token: bytes that never become one (a drip, a proxy's comments) break no silence.
+        silence_ends = (reader.stamps[-1] if reader.stamps else now) + token_timeout_ns
         if now >= deadline_ns:
             self._fail(TimeoutError())
         elif now >= silence_ends:
-            self._fail(StreamError("stall", f"silent for {token_timeout_s:g} s after {len(reader.stamps)} chunks"))
+            self._fail(StreamError("stall", f"no token for {token_timeout_s:g} s after {len(reader.stamps)} chunks"))
         else:
-            self._look_in((min(deadline_ns, silence_ends) - now) / 1e9, reader, deadline_ns, token_timeout_s)
+            seconds = min(_LOOK_S, (min(deadline_ns, silence_ends) - now) / 1e9)
+            self._look_in(seconds, reader, deadline_ns, token_timeout_s)
 
     def _fail(self, problem: Exception) -> None:
         if self._finished is not None and not self._finished.done():
@@ -401,11 +495,14 @@ class Connection:
             problem.__context__ = None
             self._finished.set_exception(problem.with_traceback(None))
 
-    def _on_readable(self) -> None:
-        """A callback, not a coroutine a read; it only takes bytes and stamp where it can, for that is the hot path."""
+    def _on_readable(self) -> bool:
+        """A callback, not a coroutine a read; it only takes bytes and stamp where it can, for that is the hot path.
+
+        Whether there was something to read.
+        """
         sock = self._sock
         if sock is None:
-            return
+            return False
         stamp: _Stamp
         try:
             if _ANCILLARY_BYTES:
@@ -413,19 +510,21 @@ class Connection:
             else:
                 data, stamp = sock.recv(_READ_BYTES), 0
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError as problem:
+            self._parse()  # what came before counts
             self._fail(problem)
             self.close()
-            return
+            return False
         if self._finished is None or self._finished.done():
             self.close()  # the server closed an idle connection, or speaks unasked: the next request gets a new one
-            return
+            return False
         self._unread.append((data, stamp or time.time_ns()))
         self._reads_left -= 1
         # An answer's last bytes are an empty line, whatever they were cut into; before them nobody waits for the parse.
         if len(self._unread) >= self._batch or len(data) < 4 or data.endswith(b"\r\n\r\n") or not self._reads_left:
             self._parse()
+        return bool(data)
 
     def _parse(self) -> None:
         """Take what was received into the exchange."""
@@ -442,11 +541,13 @@ class Connection:
                     stamp_ns = stamp if isinstance(stamp, int) else time.time_ns()
                 if data and self._tls is not None:
                     data = self._tls.decrypt(data)
-                    if not data and not self._tls.closed:
+                    if not data and not self._tls.closed and self._tls.broken is None:
                         continue  # half a TLS record: its stamp is the stamp of the read that completes it
                 if data:
                     reader.feed(data, stamp_ns)
-                else:
+                if self._tls is not None and self._tls.broken is not None:
+                    raise self._tls.broken
+                if not data:
                     reader.feed_eof()
             if reader.done:
                 finished.set_result(None)
@@ -464,7 +565,7 @@ class Connection:
         # The shortest of late, not the mean: behind somebody's long prefill an engine's steps come fast again.
         late = reader.stamps[-_BATCH - 1 :]
         gap_ns = min(after - before for before, after in itertools.pairwise(late))
-        self._reads_left = (self._expected_tokens - sum(reader.tokens)) // max(reader.tokens) - _LAST_READS
+        self._reads_left = (self._expected_tokens - reader.received_tokens) // reader.largest_chunk - _LAST_READS
         patient = gap_ns >= LEAST_GAP_NS and self._reads_left > 0
         if patient and not self._patient:
             asyncio.get_running_loop().remove_reader(self._sock)
@@ -502,8 +603,51 @@ def fill(record: RequestRecord, exchange: Exchange) -> RequestRecord:
         chunk_us=tuple([(stamp - origin) // 1000 for stamp in reader.stamps]),
         chunk_tokens=tuple(reader.tokens),
         error=error[0] if error else None,
-        error_detail=" ".join(error[1].split()) if error else None,
+        error_detail=_plain(error[1]) if error else None,
     )
+
+
+def _plain(said: str) -> str:
+    """On one line, and nothing in it that a terminal or a table would take for something else than text."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(said.split()))
+
+
+def _kind(problem: OSError, stage: str) -> str:
+    """The class of a failure of the socket."""
+    if problem.errno in _OUR_LIMITS and not isinstance(problem, socket.gaierror | ssl.SSLError):
+        return "client"
+    if isinstance(problem, ssl.SSLError) and stage != "connect":
+        return "protocol"
+    return "connect" if stage == "connect" else "early_close"
+
+
+async def _connected(infos: Sequence[tuple[Any, ...]]) -> socket.socket:
+    """A connection to the first address that takes one: `localhost` is ::1 first, where few servers listen."""
+    problem = OSError("the name has no address")
+    for family, kind, proto, _, where in infos:
+        sock = socket.socket(family, kind, proto)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _ask_for_stamps(sock)
+            await asyncio.get_running_loop().sock_connect(sock, where)
+            return sock
+        except OSError as error:
+            sock.close()
+            problem = error
+        except BaseException:
+            sock.close()
+            raise
+    try:
+        raise problem
+    finally:
+        del problem  # it holds this frame, and collections are off
+
+
+def _looked_at(future: asyncio.Future[Any]) -> None:
+    """Its error, if it has one, may be told by another: asyncio would complain of one that nobody asked for."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _ask_for_stamps(sock: socket.socket) -> None:
@@ -534,6 +678,8 @@ class _Tls:
 
     def __init__(self, host: str) -> None:
         self.closed = False
+        self.broken: ssl.SSLError | None = None
+        """What was no TLS; what was decrypted before it counts."""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._object = _tls_context().wrap_bio(self._incoming, self._outgoing, server_hostname=host)
 
@@ -568,6 +714,9 @@ class _Tls:
                 break
             except ssl.SSLZeroReturnError:
                 self.closed = True
+                break
+            except ssl.SSLError as problem:
+                self.broken = problem
                 break
             if not part:
                 self.closed = True

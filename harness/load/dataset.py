@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import InputError
+from harness.files import readable
 
 LARGEST_BYTES = 2**30
 MOST_PROMPTS = 4096
@@ -31,7 +33,7 @@ MOST_PROMPTS = 4096
 BYTES_A_TOKEN = 2
 """To size a context before any tokenizer runs: we take it that tokens are longer than this. Where they are not, the
 longest prompts are left out."""
-_HUMAN, _ASSISTANT = {"human", "user"}, {"gpt", "assistant", "chatgpt", "bing", "bard"}
+_HUMAN, _ASSISTANT = ("human", "user"), ("gpt", "assistant", "chatgpt", "bing", "bard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ def read_dataset(path: Path) -> tuple[Item, ...]:
     if path.suffix.lower() not in readers:
         raise InputError(f"dataset {path.name}: {path.suffix or 'no ending'}", allowed=", ".join(readers))
     try:
-        state = path.stat()
+        state = readable(path, most=sys.maxsize)
         if state.st_size > LARGEST_BYTES:
             raise InputError(
                 f"dataset {path.name}: {state.st_size / 2**30:.1f} GiB",

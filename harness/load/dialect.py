@@ -15,8 +15,9 @@ import httpx
 from harness import models
 from harness.architecture import read_config
 from harness.engines import Target
-from harness.engines.endpoint import connect
+from harness.engines.control import connect
 from harness.errors import EngineError
+from harness.load.client import MOST_TOKENS
 from harness.load.workload import WORDS, Dialect, vocabulary
 
 _PROBE_TIMEOUT_S = 120.0
@@ -47,12 +48,9 @@ def probe(target: Target, *, chat: bool = False) -> Dialect:
             if chat <= is_chat:
                 candidates += [Dialect(path, is_chat, vllm_extras=extras) for extras in (True, False)]
         for dialect in candidates:
-            try:
-                response = client.post(dialect.path, json=_body(target.model, dialect, 16))
-            except httpx.HTTPError as error:
-                raise EngineError(f"{target.base_url} does not answer: {error}", remedy="check the URL") from error
+            response = _posted(client, target, dialect, _body(target.model, dialect, 16))
             if response.status_code == 200:
-                return dialect if dialect.vocabulary else _calibrated(client, target.model, dialect)
+                return dialect if dialect.vocabulary else _calibrated(client, target, dialect)
             answers.append(f"{dialect.path}: {response.status_code} {' '.join(response.text.split())[:200]}")
     raise EngineError(
         f"{target.base_url} answers neither completions nor chat:\n  " + "\n  ".join(answers),
@@ -83,6 +81,16 @@ def _client(target: Target, *, keep_alive: bool = True) -> httpx.Client:
     return connect(target.base_url, target.api_key, _PROBE_TIMEOUT_S, keep_alive=keep_alive)
 
 
+def _posted(client: httpx.Client, target: Target, dialect: Dialect, body: dict[str, Any]) -> httpx.Response:
+    try:
+        return client.post(dialect.path, json=body)
+    except httpx.HTTPError as error:
+        raise EngineError(
+            f"{target.base_url}{dialect.path} does not answer: {str(error) or type(error).__name__}",
+            remedy="check the URL, and look at that server's own log",
+        ) from error
+
+
 def _body(model: str, dialect: Dialect, words: int, messages: int = 1) -> dict[str, Any]:
     """A short request; in chat its words are shared out among so many messages of a conversation."""
     body: dict[str, Any] = {"model": model, "max_tokens": 2, "temperature": 0.0}
@@ -110,13 +118,22 @@ def _vocabulary(client: httpx.Client, model: str) -> tuple[int, ...]:
 def _tokens(client: httpx.Client, model: str, text: str) -> list[int] | None:
     try:
         response = client.post("/tokenize", json={"model": model, "prompt": text, "add_special_tokens": False})
-        ids = response.json().get("tokens") if response.status_code == 200 else None
-    except (httpx.HTTPError, ValueError, AttributeError):
+        ids = _told(response).get("tokens")
+    except httpx.HTTPError:
         return None
     return ids if isinstance(ids, list) and all(isinstance(item, int) for item in ids) else None
 
 
-def _calibrated(client: httpx.Client, model: str, dialect: Dialect) -> Dialect:
+def _told(response: httpx.Response) -> dict[str, Any]:
+    """The object that it answers; empty for an answer that is none."""
+    try:
+        told = response.json() if response.status_code == 200 else None
+    except (ValueError, RecursionError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _calibrated(client: httpx.Client, target: Target, dialect: Dialect) -> Dialect:
     """Two prompts of known word counts give tokens = overhead + words / words_per_token.
 
     In chat the fewer words, said in two turns, give what the template adds with a turn. All words come equally often
@@ -124,10 +141,9 @@ def _calibrated(client: httpx.Client, model: str, dialect: Dialect) -> Dialect:
     """
 
     def counted(words: int, messages: int = 1) -> int | None:
-        response = client.post(dialect.path, json=_body(model, dialect, words, messages))
-        usage = response.json().get("usage") or {} if response.status_code == 200 else {}
-        tokens = usage.get("prompt_tokens")
-        return tokens if isinstance(tokens, int) else None
+        usage = _told(_posted(client, target, dialect, _body(target.model, dialect, words, messages))).get("usage")
+        tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+        return tokens if isinstance(tokens, int) and 0 < tokens <= MOST_TOKENS else None
 
     few = len(WORDS)
     short = counted(few)

@@ -1,4 +1,4 @@
-"""What a generator and its parent say to each other, and how it goes through a pipe."""
+"""What a generator and its parent say to each other, and how it goes through a pipe or a connection."""
 
 from __future__ import annotations
 
@@ -8,6 +8,36 @@ from dataclasses import dataclass
 from typing import Any
 
 _LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """To a generator on another node: it has been let in; what it is to do comes later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """From a generator: it has its job, and waits for Begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """To a generator: the common start of the load, on its own clock."""
+
+    start_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskTime:
+    """To a generator on another node, between cells: say at once what your clock reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """From a generator: its CLOCK_REALTIME in ns when it was asked, and when it answered."""
+
+    received_ns: int
+    answered_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +86,13 @@ class Failed:
 
 
 def packed(message: Any) -> bytes:
-    """A message as it goes through a pipe: its length, then its pickle."""
+    """A message as it goes through: its length, then its pickle."""
     data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
     return _LENGTH.pack(len(data)) + data
 
 
 class Inbox:
-    """Puts messages together again from a pipe's bytes, however they were cut."""
+    """Puts messages together again from the bytes that come, however they were cut."""
 
     def __init__(self) -> None:
         self._pending = bytearray()

@@ -26,11 +26,11 @@ class Poller:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
-        self._watched: dict[int, tuple[Callable[[], None], int]] = {}
+        self._watched: dict[int, tuple[Callable[[], object], int]] = {}
         self._period_s = 0.0
         self._timer: asyncio.Handle | None = None
 
-    def add(self, fd: int, on_readable: Callable[[], None], gap_ns: int) -> None:
+    def add(self, fd: int, on_readable: Callable[[], object], gap_ns: int) -> None:
         """Watch a socket on which chunks come `gap_ns` apart or more."""
         self._epoll.register(fd, select.EPOLLIN)
         self._watched[fd] = (on_readable, gap_ns)

@@ -22,6 +22,7 @@ from itertools import count
 from pathlib import Path
 
 from harness.errors import InputError
+from harness.files import readable
 from harness.records import Cell, Scenario
 
 _COLUMNS = {
@@ -34,6 +35,7 @@ RAMP_S_PER_USER, LONGEST_RAMP_S = 0.02, 5.0
 """Users begin this far apart on average: a thundering herd of prefills is not what users look like."""
 MOST_ROWS = 1_000_000
 """A cell lasts minutes; a trace of months is cut to the hours that are meant."""
+LARGEST_BYTES = 2**30
 _MOST_TOKENS = 10_000_000
 
 
@@ -102,7 +104,7 @@ def read_trace(path: Path) -> tuple[Arrival, ...]:
     file, line and column.
     """
     try:
-        state = path.stat()
+        state = readable(path, LARGEST_BYTES)
         return _read_trace(path, (state.st_mtime_ns, state.st_size))
     except OSError as error:
         raise InputError(f"trace {path.name}: cannot be read ({error.strerror})", remedy="check the path") from error
@@ -167,7 +169,7 @@ def _places(path: Path, header: Sequence[str]) -> list[int]:
         found = [names.index(name) for name in known if name in names]
         if not found:
             raise InputError(
-                f"trace {path.name} line 1: no column {column} among {', '.join(header) or 'nothing'}",
+                f"trace {path.name} line 1: no column {column} among {', '.join(header)[:200] or 'nothing'}",
                 allowed=" or ".join(known),
             )
         places.append(found[0])

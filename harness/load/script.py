@@ -124,6 +124,9 @@ def read_request(url: str, headers: Mapping[str, str], body: bytes, script: Scri
     tokens = 16 if tokens is None else tokens
     if not isinstance(tokens, int) or tokens < 1:
         raise Refusal(400, f"max_tokens is {tokens!r}, which is no number of tokens")
+    options = asked.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise Refusal(400, "stream_options is no object")
     request = Request(
         id=headers.get("x-request-id"),
         model=str(asked.get("model") or "truth"),
@@ -133,7 +136,7 @@ def read_request(url: str, headers: Mapping[str, str], body: bytes, script: Scri
         prompt_tokens=_message_words(asked.get("messages")) + 5 if chat else len(_prompt(asked.get("prompt"))),
         tokens=tokens,
         ids_wanted=script.token_ids and bool(asked.get("return_token_ids")),
-        usage_wanted=script.usage and bool((asked.get("stream_options") or {}).get("include_usage")),
+        usage_wanted=script.usage and bool(options.get("include_usage")),
     )
     if script.status != 200 or (script.echo_auth and script.error_after is None):
         raise Refusal(401 if script.status == 200 else script.status, script.complaint("scripted", request))
@@ -143,7 +146,7 @@ def read_request(url: str, headers: Mapping[str, str], body: bytes, script: Scri
 def _object(body: bytes) -> dict[str, Any]:
     try:
         asked = json.loads(body or b"{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refusal(400, f"malformed JSON: {error}") from None
     if not isinstance(asked, dict):
         raise Refusal(400, "the body is no JSON object")
@@ -175,8 +178,12 @@ def tokenized(body: bytes) -> dict[str, Any]:
     asked = _object(body)
     text = asked.get("prompt")
     if text is None:
-        text = " ".join(str(message.get("content")) for message in asked.get("messages") or ())
-    ids = [FIRST_ID + zlib.crc32(word.encode()) % (LAST_ID + 1 - FIRST_ID) for word in str(text).split()]
+        messages = asked.get("messages")
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            raise Refusal(400, "neither a prompt nor messages")
+        text = " ".join(str(message.get("content")) for message in messages)
+    words = (word.encode("utf-8", "replace") for word in str(text).split())
+    ids = [FIRST_ID + zlib.crc32(word) % (LAST_ID + 1 - FIRST_ID) for word in words]
     return {"count": len(ids), "max_model_len": _KV_CACHE_TOKENS, "tokens": ids, "token_strs": None}
 
 

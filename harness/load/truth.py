@@ -30,6 +30,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from itertools import accumulate
+from operator import sub
 from pathlib import Path
 from typing import BinaryIO, get_type_hints
 
@@ -181,8 +182,9 @@ class _Server:
 
     def _settle_ended(self) -> None:
         answer = self._ended.popleft()
-        # Counted by the microsecond, so that hours of it stay small.
-        self._lateness_us.update((sent - due) // 1000 for sent, due in zip(answer.sent_ns, answer.due_ns, strict=False))
+        # Counted in steps of 10 us, so that hours of it stay small.
+        late_ns = map(sub, answer.sent_ns, answer.due_ns)
+        self._lateness_us.update(late // 10_000 * 10 for late in late_ns)
         if self._log is not None:
             self._log.write(answer.line())
             if not self._ended:
@@ -235,7 +237,10 @@ class _Server:
             self._counters.held_tokens = sum(answer.request.prompt_tokens + answer.tokens for answer in self._running)
             connection.answer_with(200, b"text/plain; version=0.0.4", self._counters.page(script))
         elif url == "/tokenize" and script.tokenize:
-            connection.answer_json(200, tokenized(message.body))
+            try:
+                connection.answer_json(200, tokenized(message.body))
+            except Refusal as refusal:
+                _refuse(connection, refusal)
         else:
             connection.answer_json(404, {"error": {"message": f"no {url} here", "code": 404}})
 
@@ -245,7 +250,7 @@ class _Server:
         try:
             request = read_request(message.url, message.headers, message.body, script)
         except Refusal as refusal:
-            connection.answer_json(refusal.status, {"error": {"message": str(refusal), "code": refusal.status}})
+            _refuse(connection, refusal)
             return
         self._first_ns = self._first_ns or message.received_ns
         if script.preempt_every and self._requests % script.preempt_every == 0:
@@ -333,6 +338,10 @@ class _Server:
         script = self._faulty
         gap_ms = script.gap_ms + script.gap_per_running_ms * len(self._running)
         return round(gap_ms * 1e6 * (1 + script.gap_growth * (time.time_ns() - self._first_ns) / 1e9))
+
+
+def _refuse(connection: Connection, refusal: Refusal) -> None:
+    connection.answer_json(refusal.status, {"error": {"message": str(refusal), "code": refusal.status}})
 
 
 def _until_taken(connection: Connection) -> Iterator[int]:

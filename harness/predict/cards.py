@@ -18,7 +18,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from harness.errors import InputError
+from harness.files import read_text
 from harness.scenario import scenarios_dir
+from harness.suggest import did_you_mean
 
 CATALOGUE = Path("catalogue") / "gpus.toml"
 """In scenarios/."""
@@ -92,7 +94,7 @@ def _found(name: str, among: tuple[Card, ...], where: str) -> Card:
     found = _by_key(among, where).get(_key(name))
     if found is None:
         raise InputError(
-            f"--gpu {name}: no such card in {where}",
+            f"--gpu {name}: no such card in {where}{did_you_mean(name, (card.id for card in among))}",
             allowed=", ".join(card.id for card in among),
             remedy=f"give a card of your own as a TOML file, --gpu own.toml; {_SEE}",
         )
@@ -122,10 +124,10 @@ def _key(spelling: str) -> str:
 def _read(path: Path) -> tuple[Card, ...]:
     """Every [[card]] of a file. An error counts them from 1, since an entry may lack the id that would name it."""
     try:
-        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables: dict[str, Any] = tomllib.loads(read_text(path))
     except OSError as error:
         raise InputError(f"cards {path}: cannot be read ({error.strerror})", remedy="check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8; a figure of 5,000 digits, deep nesting
         raise InputError(f"{path.name}: no readable TOML: {error}", remedy=_SEE) from error
     rows = tables.pop("card", [])
     if tables or not rows or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -140,7 +142,9 @@ def _entry(row: dict[str, Any], where: str) -> Card:
     known = [field.name for field in fields(Card)]
     for key in row:
         if key not in known:
-            raise InputError(f"{where}: unknown key {key!r}", allowed=", ".join(known), remedy=_SEE)
+            raise InputError(
+                f"{where}: unknown key {key!r}{did_you_mean(key, known)}", allowed=", ".join(known), remedy=_SEE
+            )
     try:
         return TypeAdapter(Card).validate_python(row)
     except ValidationError as error:

@@ -44,6 +44,7 @@ class Served:
     memory: Memory
     limits: Limits
     steps: StepTime
+    gpu_memory_utilization: float = 0.9
 
 
 def served(
@@ -84,7 +85,7 @@ def served(
         max_num_batched_tokens=batched,
         max_model_len=context,
     )
-    return Served(card, shape, precision, kernel, found, limits, steps)
+    return Served(card, shape, precision, kernel, found, limits, steps, gpu_memory_utilization)
 
 
 def engine(

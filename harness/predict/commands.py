@@ -8,19 +8,23 @@ from typing import Annotated
 
 import typer
 
-from harness import decide, options
+from harness import completing, decide, options
 from harness.errors import InputError
 
 app = typer.Typer()
 
 Gpu = Annotated[
-    str | None, typer.Option(help="The card, as l4, rtx-4080 or rtx-2000-ada, or a .toml file. [bench gpus --list]")
+    str | None,
+    typer.Option(
+        help="The card, as l4, rtx-4080 or rtx-2000-ada, or a .toml file. [bench gpus --list]",
+        autocompletion=completing.gpus,
+    ),
 ]
 Model = Annotated[str, typer.Option(help="A shape (qwen2.5-7b, llama-3-8b ...), a config.json, a directory, or demo.")]
 Profile = Annotated[Path | None, typer.Option(help="What `bench calibrate` found of your own card, a .toml file.")]
 
 
-@app.command()
+@app.command(short_help="A sweep on a card that is not here.")
 def predict(
     gpu: Gpu = None,
     model: Model = "qwen2.5-1.5b",
@@ -41,6 +45,14 @@ def predict(
     max_num_seqs: options.MaxNumSeqs = 256,
     gpu_memory_utilization: options.GpuMemoryUtilization = 0.9,
     kv_cache_gib: Annotated[float | None, typer.Option(min=0.1, help="KV cache of a given size.")] = None,
+    max_model_len: options.MaxModelLen = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Predict each precision with each value of max_num_seqs, max_num_batched_tokens, max_model_len or "
+            "gpu_memory_utilization, as max_num_seqs=64,128; repeated: all combinations."
+        ),
+    ] = None,
     profile: Profile = None,
     out: Annotated[
         Path | None, typer.Option(help="Run directory to write, with its papers. [only the terminal]")
@@ -73,6 +85,7 @@ def predict(
     from harness.progress import Progress
     from harness.scenario import load_scenario
     from harness.sweep import parse_concurrencies, parse_rates
+    from harness.variants import parse_vary
 
     plan = load_scenario(
         scenario,
@@ -82,6 +95,7 @@ def predict(
         slo=decide.slo_of(slo, None),
         usd_per_hour=usd_per_hour,
         utilisation=utilisation,
+        max_model_len=max_model_len,
         seed=seed,
         arrivals=arrivals,
     )
@@ -95,6 +109,7 @@ def predict(
         max_num_seqs=max_num_seqs,
         gpu_memory_utilization=gpu_memory_utilization,
         kv_cache_gib=kv_cache_gib,
+        vary=parse_vary(vary or ()),
         assume=None if assume is None else decide.assumptions_text(assume),
         engine="simulated",
         gpu=gpu,
@@ -111,7 +126,7 @@ def predict(
     run.show(console, request)
 
 
-@app.command()
+@app.command(short_help="Rank cards for a model and its traffic.")
 def gpus(
     model: Annotated[
         str | None, typer.Option(help="A shape (qwen2.5-7b ...), a config.json, a directory, or demo.")
@@ -137,6 +152,7 @@ def gpus(
     top: Annotated[int | None, typer.Option(min=1, help="Show the cheapest so many. [all]")] = None,
     out: Annotated[Path | None, typer.Option(help="Write every row as well: a .csv or a .md file.")] = None,
     show_list: Annotated[bool, typer.Option("--list", help="The catalogue of cards, and nothing else.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Rank cards for a model, its traffic and a service level by predicted $ a month."""
     from rich.progress import track
@@ -147,13 +163,18 @@ def gpus(
     from harness.predict.shapes import shape
     from harness.prices import load_prices
     from harness.report import ranking
+    from harness.report.document import document
     from harness.scenario import load_scenario
     from harness.slo import parse_share
 
     chosen = catalogue.cards() if cards is None else tuple(map(catalogue.card, decide.listed(cards, "--cards")))
-    console, known = decide.console(), load_prices(prices)
+    console, known = decide.console(stderr=as_json), load_prices(prices)
+    if show_list and as_json:
+        ids = {card.id for card in chosen}
+        print(document("cards", cards=chosen, rents=[rent for rent in known.rents if rent.card in ids]))
+        return
     if show_list:
-        console.print(ranking.catalogue_table(chosen, known))
+        ranking.show_catalogue(console, chosen, known)
         return
     if model is None:
         raise InputError(
@@ -187,15 +208,18 @@ def gpus(
         ranking.check_out(out)
     watched = track(wanted.cards, "predicting", console=console, transient=True, disable=not console.is_terminal)
     found = rank.ranked(row for card in watched for row in rank.judged(wanted, card, prices=known))
-    ranking.show(console, found, wanted, top)
+    if as_json:
+        print(ranking.to_json(found, wanted))
+    else:
+        ranking.show(console, found, wanted, top)
     if out is not None:
         ranking.write(found, wanted, out)
         console.print(f"rows    {out}", markup=False, highlight=False)
 
 
-@app.command()
+@app.command(short_help="Fit predictions to your own card.")
 def calibrate(
-    run: Annotated[Path, typer.Argument(help="A measured run, results/<run>.")],
+    run: Annotated[Path, typer.Argument(help="A measured run, results/<run>.", autocompletion=completing.runs)],
     use: Annotated[
         str | None, typer.Option(help="Points to fit to, as bf16:1,bf16:8,awq:4. [spread over the loads]")
     ] = None,
@@ -210,9 +234,14 @@ def calibrate(
     calibration.run(decide.console(), run, use=use, count=points, gpu=gpu, model=model, out=out)
 
 
-@app.command("serve-simulated")
+@app.command("serve-simulated", short_help="An OpenAI server with predicted timing.")
 def serve_simulated(
-    gpu: Annotated[str, typer.Option(help="The card, as l4 or rtx-4080, or a .toml file. [bench gpus --list]")],
+    gpu: Annotated[
+        str,
+        typer.Option(
+            help="The card, as l4 or rtx-4080, or a .toml file. [bench gpus --list]", autocompletion=completing.gpus
+        ),
+    ],
     model: Model = "qwen2.5-1.5b",
     precision: Annotated[str, typer.Option(help="One: bf16, awq, gptq ...")] = "bf16",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

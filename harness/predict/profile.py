@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from harness.errors import InputError
-from harness.files import write_whole
+from harness.files import read_text, write_whole
 from harness.predict.cards import Card
 from harness.predict.roofline import Factors
 from harness.rundir import to_toml
@@ -118,10 +118,10 @@ def write(profile: Profile, path: Path) -> None:
 def read(path: Path) -> Profile:
     """A profile from its file. Raises InputError naming the file and the key for anything that is no profile."""
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(read_text(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})", remedy=_SEE) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8; a figure of 5,000 digits, deep nesting
         raise InputError(f"{path}: {error}", remedy=_SEE) from error
     needed = ("profile", "card", "estimate", "cell")
     missing = [name for name in needed if not isinstance(tables.get(name), list if name == "cell" else dict)]

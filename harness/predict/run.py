@@ -21,7 +21,7 @@ from rich.console import Console
 from harness import job
 from harness.analysis.cost import price
 from harness.budget import Budget
-from harness.engines import plugin
+from harness.engines import ServeSpec, arguments, plugin
 from harness.errors import InputError, ModelError
 from harness.job import SweepRequest
 from harness.models import known_shapes
@@ -41,7 +41,9 @@ from harness.records import Cell, Scenario, SweepPoint, Verdict
 from harness.report.run import load_run
 from harness.report.terminal import show_run
 from harness.rundir import RunDirectory, describe_machine
+from harness.scenario import context_served
 from harness.sweep import Observer, Session, Variant, plan_sessions
+from harness.variants import precision_of
 
 ENGINE = "vllm (predicted)"
 NO_BF16 = "{card} has no BF16: its 16-bit precision is FP16"
@@ -65,12 +67,14 @@ class Plan:
     request: SweepRequest
     card: Card
     served: dict[str, Served]
-    """By precision, in the order asked for."""
+    """By the name of its variant, in the order in which they are predicted."""
+    variants: tuple[Variant, ...]
+    """Those served."""
     basis: Basis
     bands: Bands
     profile: Profile | None = None
     unfit: tuple[str, ...] = ()
-    """Why precisions are left out that the card cannot hold."""
+    """Why variants are left out that the card cannot hold."""
 
 
 def planned(request: SweepRequest) -> Plan:
@@ -86,17 +90,20 @@ def planned(request: SweepRequest) -> Plan:
     names = [without_bf16(name, found) for name in request.precisions]
     served: dict[str, Served] = {}
     unfit: list[ModelError] = []
-    for name in dict.fromkeys(names):
+    variants = job.varied(request, [Variant(name) for name in dict.fromkeys(names)])
+    for variant in variants:
+        limits = _limits(request, variant)
         try:
-            served[name] = cells.served(
+            served[variant.precision] = cells.served(
                 found,
                 model.architecture,
-                name,
-                request.scenario,
+                precision_of(variant.precision),
+                replace(request.scenario, max_model_len=limits.max_model_len),
                 coefficients.fitted(),
                 factors=AS_PREDICTED if profile is None else profile.estimate.factors,
-                max_num_seqs=request.max_num_seqs,
-                gpu_memory_utilization=request.gpu_memory_utilization,
+                max_num_seqs=limits.max_num_seqs,
+                max_num_batched_tokens=limits.max_num_batched_tokens,
+                gpu_memory_utilization=limits.gpu_memory_utilization,
                 kv_cache_gib=request.kv_cache_gib,
             )
         except ModelError as error:
@@ -104,7 +111,27 @@ def planned(request: SweepRequest) -> Plan:
     if not served:
         raise unfit[0]
     basis = "calibrated" if profile else known.basis(found.id)
-    return Plan(request, found, served, basis, known, profile, tuple(map(str, unfit)))
+    kept = tuple(variant for variant in variants if variant.precision in served)
+    return Plan(request, found, served, kept, basis, known, profile, tuple(dict.fromkeys(map(str, unfit))))
+
+
+def _limits(request: SweepRequest, variant: Variant) -> ServeSpec:
+    """What its server would be started with. Raises InputError for an argument that virtual time does not know."""
+    plain = ServeSpec(Path(), "", max_model_len=context_served(request.scenario))
+    limits = arguments.placed(plain, variant.engine_args)
+    unknown = list(limits.extra_args)
+    unknown += ["--kv-cache-dtype"] if limits.kv_cache_dtype is not None else []
+    unknown += ["--tensor-parallel-size or --pipeline-parallel-size"] if limits.cards > 1 else []
+    varied = [flag for flag, _ in request.vary]
+    if request.kv_cache_gib is not None and "gpu_memory_utilization" in varied:
+        unknown.append("gpu_memory_utilization beside --kv-cache-gib, which says how large the cache is")
+    if unknown:
+        raise InputError(
+            f"{unknown[0]} cannot be predicted: no published row says what it does",
+            allowed="max_num_seqs, max_num_batched_tokens, gpu_memory_utilization and max_model_len",
+            remedy="measure it on the card: bench sweep without --engine simulated",
+        )
+    return limits
 
 
 def _card(gpu: str | None, profile: Profile | None) -> Card:
@@ -165,23 +192,22 @@ def sweep(request: SweepRequest, observer: Observer, argv: Sequence[str] = (), r
         observer.note(reason)
     with job.run_directory(request, model, resumed) as directory:
         directory.remember(TypeAdapter(SweepRequest).dump_python(request, mode="json"))
-        variants = [Variant(name) for name in plan.served]
-        shown = replace(request, precisions=tuple(plan.served))
-        job.describe(directory, shown, model, ENGINE, variants, predicted=_told(plan))
+        job.describe(directory, request, model, ENGINE, plan.variants, predicted=_told(plan))
         directory.describe_environment(describe_machine(ENGINE, None, argv))
         template = SweepPoint(
             directory.path.name, "", 0, model=model, scenario=request.scenario.name, source="predicted"
         )
-        sessions = plan_sessions(variants, () if request.search else request.concurrencies, 1, request.rates)
+        sessions = plan_sessions(plan.variants, () if request.search else request.concurrencies, 1, request.rates)
         total = request.search.max_cells if request.search else sum(len(session.cells) for session in sessions)
         points: list[SweepPoint] = []
         for number, session in enumerate(sessions):
             budget = None
             if request.search is not None:
                 budget = Budget.share(request.search, len(points), began_s, len(sessions) - number)
+            shared = replace(template, engine_args=arguments.written(session.variant.engine_args))
             for cell in _cells(session, budget, directory, points, plan, observer):
                 observer.cell_begins(cell, len(directory.done) + len(points) + 1, total)
-                point = _predicted(cell, plan, template, directory)
+                point = _predicted(cell, plan, shared, directory)
                 directory.add_point(point)
                 points.append(point)
                 observer.cell_ended(point)
@@ -230,15 +256,17 @@ def _predicted(cell: Cell, plan: Plan, template: SweepPoint, directory: RunDirec
 
 def _calibrated(cell: Cell, profile: Profile, what: Served, scenario: Scenario) -> dict[Figure, Ends]:
     """Factors on a prediction that a profile leaves open."""
+    limits = what.limits
     server = Server(
         what.card,
         what.shape,
         scenario,
         coefficients.fitted(),
-        {cell.precision: what.limits.kv_blocks},
-        what.limits.max_num_seqs,
+        {what.precision: limits.kv_blocks},
+        limits.max_num_seqs,
+        limits.max_num_batched_tokens,
     )
-    found = calibrate.predicted(server, profile.estimate, cell).figures
+    found = calibrate.predicted(server, profile.estimate, replace(cell, precision=what.precision)).figures
     names: dict[Figure, str] = {"tok_s": "tok_s", "ttft_ms": "ttft_p50_ms", "tpot_ms": "tpot_p50_ms"}
     chosen = {figure: found[name] for figure, name in names.items() if name in found}
     return {figure: (one.lo / one.value, one.hi / one.value) for figure, one in chosen.items()}
@@ -247,7 +275,7 @@ def _calibrated(cell: Cell, profile: Profile, what: Served, scenario: Scenario) 
 def row(cell: Cell, request: SweepRequest, what: Served, template: SweepPoint, found: dict[str, Any]) -> SweepPoint:
     """The row of a cell with these figures, without its band."""
     scenario = request.scenario
-    usable = what.card.memory_gib * request.gpu_memory_utilization
+    usable = what.card.memory_gib * what.gpu_memory_utilization
     point = replace(
         template,
         precision=cell.precision,

@@ -10,6 +10,7 @@ from harness import models
 from harness.architecture import FAMILIES, Architecture, architecture, read_config
 from harness.errors import ModelError
 from harness.scenario import scenarios_dir
+from harness.suggest import did_you_mean
 
 # Fine-tuned models have the sizes of the model they were made from.
 _TUNED = ("-instruct", "-chat-hf", "-chat", "-it", "-hf")
@@ -70,7 +71,7 @@ def _config_path(given: str) -> Path:
     if base in known:
         return known[base]
     raise ModelError(
-        f"--model {given}: neither a known shape nor a config.json.",
+        f"--model {given}: neither a known shape nor a config.json{did_you_mean(base, known) or '.'}",
         allowed=f"{', '.join(known)}; or a path to a config.json, or to a directory that has one",
     )
 

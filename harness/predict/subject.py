@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from harness.analysis.levels import levels
 from harness.architecture import Architecture
+from harness.engines.arguments import read
 from harness.engines.vllm_command import CPU_KV_CACHE_GIB
 from harness.errors import InputError
 from harness.predict import cards, coefficients, memory, processor, shapes
@@ -23,6 +25,7 @@ from harness.predict.shapes import Shape
 from harness.records import Cell, Scenario, SweepPoint
 from harness.report.run import Run
 from harness.scenario import context_served
+from harness.variants import setting_of
 
 PRIOR_CARD = {"bandwidth": 0.25, "tensor": 0.25, "host": 0.7}
 """σ of each log. A card is in the catalogue, its machine is not."""
@@ -42,6 +45,8 @@ class Server:
     kv_blocks: Mapping[str, int]
     """By precision: measured where the engine said it, else computed (memory.py)."""
     max_num_seqs: int = 256
+    max_num_batched_tokens: int | None = None
+    """None: the engine's own for the card."""
 
     @property
     def prior(self) -> Mapping[str, float]:
@@ -64,6 +69,7 @@ class Server:
             Factors(**factors),
             kv_blocks=self.kv_blocks[precision],
             max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
         )
         return limits, steps
 
@@ -89,6 +95,12 @@ def subject(run: Run, gpu: str | None = None, model: str | None = None, known: C
     """
     if run.predicted:
         raise InputError(f"{run.name} was predicted, and nothing of it measured", remedy="calibrate by a measured run")
+    if said := _not_known(run.points):
+        raise InputError(
+            f"{run.name} was served with {said}, which virtual time does not know",
+            allowed="one set of engine arguments: --max-num-seqs, --gpu-memory-utilization, --max-model-len",
+            remedy="sweep without --vary and --engine-arg, then calibrate by that",
+        )
     scenario = _scenario(run)
     shape = shapes.shape(model or str(run.settings.get("model") or run.common("model") or ""))
     kept, notes = _of_one_kind(run)
@@ -124,6 +136,18 @@ def _of_one_kind(run: Run) -> tuple[list[SweepPoint], list[str]]:
     kept = [row for row in run.points if row.model in (model, None) and row.scenario in (scenario, None)]
     others = len(run.points) - len(kept)
     return kept, [f"{others} of another model or scenario are left out"] if others else []
+
+
+def _not_known(rows: Sequence[SweepPoint]) -> str | None:
+    """The first engine argument that the figures hang on and a Server does not have; None: there is none."""
+    known = {"--max-num-seqs", "--gpu-memory-utilization", "--max-model-len"}
+    for row in rows:
+        if setting_of(row.precision):
+            return row.precision
+        for flag, _ in read(shlex.split(row.engine_args or "")):
+            if flag not in known:
+                return flag
+    return None
 
 
 def _card(run: Run, gpu: str | None) -> Card:

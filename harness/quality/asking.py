@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from harness.engines import Target
-from harness.engines.endpoint import connect
+from harness.engines.control import connect
 from harness.errors import EngineError, RunError
 from harness.quality.checks import Execute, judge
 from harness.quality.prompts import Prompt
@@ -45,7 +45,8 @@ _MANNERS = (Manner(), Manner(alternatives=5), Manner(False), Manner(False, 5), M
 
 def connected(target: Target) -> httpx.Client:
     """A client of this server that several threads may share; to be used as a context manager."""
-    return connect(target.base_url, target.api_key, ANSWER_TIMEOUT_S)
+    # Probabilities over a whole vocabulary are as large as they are.
+    return connect(target.base_url, target.api_key, ANSWER_TIMEOUT_S, most_bytes=None)
 
 
 def manner_of(client: httpx.Client, model: str) -> Manner:

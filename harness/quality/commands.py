@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness import decide
-from harness.options import Calibration, EngineArg, EnginePython, GpuMemoryUtilization, KvCache
+from harness.options import ApiKeyFile, Calibration, EngineArg, EnginePython, GpuMemoryUtilization, KvCache
 
 if TYPE_CHECKING:
     from harness.quality.job import Part
@@ -40,7 +40,7 @@ Gate = Annotated[
 ]
 
 
-@app.command()
+@app.command(short_help="Ask all precisions the same: what breaks?")
 def failures(
     model: Model = "demo",
     precisions: Precisions = "bf16,awq",
@@ -48,6 +48,7 @@ def failures(
     out: Out = None,
     run: Run = None,
     endpoint: Endpoint = None,
+    api_key_file: ApiKeyFile = None,
     concurrency: Concurrency = 8,
     max_model_len: Context = None,
     gate: Gate = "",
@@ -62,7 +63,7 @@ def failures(
     _measure(("answers",), options)
 
 
-@app.command()
+@app.command(short_help="How far from the baseline; ship or do not ship.")
 def quality(
     model: Model = "demo",
     precisions: Precisions = "bf16,awq",
@@ -80,6 +81,7 @@ def quality(
     out: Out = None,
     run: Run = None,
     endpoint: Endpoint = None,
+    api_key_file: ApiKeyFile = None,
     concurrency: Concurrency = 8,
     max_model_len: Context = None,
     gate: Gate = "",

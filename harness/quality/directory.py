@@ -24,6 +24,7 @@ import numpy as np
 
 from harness.engines import EngineInfo
 from harness.errors import InputError, RecordError, RunError
+from harness.files import opened
 from harness.quality.prompts import PromptSet, load_prompts
 from harness.quality.prompts import to_toml as prompts_to_toml
 from harness.quality.scoring import Scored
@@ -85,7 +86,7 @@ def read_answers(path: Path) -> list[Answer]:
             if line.endswith("\n"):
                 try:
                     answers.append(_answer(json.loads(line)))
-                except (ValueError, KeyError, TypeError) as error:
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
                     raise RecordError(f"{path.name}, line {number}: is no answer ({error})") from error
     return answers
 
@@ -203,7 +204,7 @@ class QualityDirectory:
                 if value is not None:
                     arrays[f"{field.name}/{text}"] = value
         partial = self.path / f"{_BASELINE}.partial"
-        with writing(), partial.open("wb") as file:
+        with writing(), open(opened(partial), "wb") as file:
             np.savez_compressed(file, **arrays)
             partial.replace(self.path / _BASELINE)
 
@@ -245,7 +246,7 @@ def _settings(path: Path) -> dict[str, Any]:
     try:
         table = tomllib.loads((path / SETTINGS).read_text(encoding="utf-8"))["quality"]
         return dict(table)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise InputError(
             f"{path / SETTINGS}: cannot be read ({error})", remedy="restore it, or measure anew"
         ) from error

@@ -20,7 +20,7 @@ import httpx
 
 from harness import checkpoints, models
 from harness.architecture import read_config
-from harness.engines import Engine, ServeSpec, endpoint, environment, vllm
+from harness.engines import Engine, ServeSpec, arguments, endpoint, environment, vllm
 from harness.errors import InputError, RunError
 from harness.quality import sandbox, scoring, tasks, texts
 from harness.quality.asking import ask_all, connected
@@ -62,6 +62,8 @@ class QualityRequest:
     """A sweep's run directory, whose precisions these are: what is found goes there, and into its papers."""
     endpoints: tuple[str, ...] = ()
     """NAME=URL of servers that run already; then they are the precisions."""
+    api_key_file: Path | None = None
+    """Where their key is; None: in the environment."""
     text: Path | None = None
     window: int = 512
     texts: int = 24
@@ -121,6 +123,7 @@ def _looked_at(request: QualityRequest) -> _Plan:
         "--out": [request.out],
         "--run": [request.run],
         "--endpoint": request.endpoints,
+        "--api-key-file": [request.api_key_file],
         "--text": [request.text],
         "--tasks": request.tasks,
         "--include": [request.include],
@@ -129,6 +132,9 @@ def _looked_at(request: QualityRequest) -> _Plan:
         "--engine-arg": [" ".join(request.engine_args), *request.engine_args],
     }
     refuse_keys(typed, request.engine_args)
+    arguments.read(request.engine_args)  # sees that none is ours
+    if request.api_key_file is not None and not request.endpoints:
+        raise InputError("--api-key-file without --endpoint", allowed="both: a server that we start gets a key of ours")
     if request.run is not None and not (request.run / "run.toml").is_file():
         raise InputError(
             f"--run {request.run} is no run", allowed="a directory that `bench sweep` wrote, results/<run>"
@@ -367,7 +373,7 @@ def _ask_tasks(plan: _Plan, precision: str, served: _Served, directory: QualityD
 def _served(plan: _Plan, precision: str, directory: QualityDirectory, observer: Observer) -> Iterator[_Served]:
     if plan.model is None:
         name = None if plan.request.model == "demo" else plan.request.model
-        with endpoint.attach(plan.urls[precision], name) as attached:
+        with endpoint.attach(plan.urls[precision], name, plan.request.api_key_file) as attached:
             yield _Served(attached, "an endpoint")
         return
     request = plan.request
@@ -376,7 +382,6 @@ def _served(plan: _Plan, precision: str, directory: QualityDirectory, observer: 
     checkpoint, digest = checkpoints.checkpoint(precision, given, plan.model, request.calibration, observer.status)
     runnable, expanded = checkpoints.servable(checkpoint, observer.status)
     context = request.max_model_len or _context(runnable)
-    checkpoints.check_fits(runnable, request.gpu_memory_utilization, context)
     config = read_config(runnable.config_path) if runnable.config_path else {}
     vocabulary = config.get("vocab_size")
     spec = ServeSpec(
@@ -385,7 +390,15 @@ def _served(plan: _Plan, precision: str, directory: QualityDirectory, observer: 
         max_model_len=context,
         kv_cache_gib=request.kv_cache_gib,
         gpu_memory_utilization=request.gpu_memory_utilization,
-        extra_args=("--max-logprobs", "-1", *request.engine_args),
+        extra_args=("--max-logprobs", "-1"),
+    )
+    spec = arguments.placed(spec, request.engine_args)
+    checkpoints.check_fits(
+        runnable,
+        spec.gpu_memory_utilization,
+        spec.max_model_len,
+        cards=spec.cards,
+        kv_cache_dtype=spec.kv_cache_dtype,
     )
     log = directory.log_of(precision)
     with vllm.serve(spec, env, log, observer.status) as engine:

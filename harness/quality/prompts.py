@@ -27,7 +27,9 @@ from typing import Any, Literal, get_args
 
 from harness import settings
 from harness.errors import InputError
+from harness.files import read_text
 from harness.scenario import scenarios_dir
+from harness.suggest import did_you_mean
 
 Category = Literal["factual", "explain", "reasoning", "code", "summary", "long_context", "repetition"]
 CATEGORIES: tuple[str, ...] = get_args(Category)
@@ -116,16 +118,14 @@ def load_prompts(name_or_path: str) -> PromptSet:
         path = scenarios_dir() / "failures" / f"{name_or_path}.toml"
     if not path.is_file():
         raise InputError(
-            f"prompts {name_or_path!r} are not here",
+            f"prompts {name_or_path!r} are not here{did_you_mean(name_or_path, prompt_set_names())}",
             allowed=f"{', '.join(prompt_set_names())}, or the path of a .toml file",
         )
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise InputError(f"{path.name}: {path.stat().st_size:,} bytes", allowed=f"up to {_MOST_BYTES:,}")
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(read_text(path, _MOST_BYTES))
     except OSError as error:
         raise InputError(f"prompts {path}: cannot be read ({error.strerror})", remedy="check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         remedy = "see scenarios/failures/general.toml"
         raise InputError(f"{path.name}: no readable TOML: {error}", remedy=remedy) from error
     return _set_of({"name": path.stem} | table, path.name)

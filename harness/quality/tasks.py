@@ -22,7 +22,7 @@ from typing import Any
 
 from harness.engines import Target
 from harness.errors import InputError, RecordError, RunError
-from harness.files import write_whole
+from harness.files import plain_name, write_whole
 from harness.quality import lm_eval
 from harness.records import Sample
 from harness.redact import redact, redacted
@@ -103,7 +103,7 @@ def run_tasks(
     asked = {"fewshot": fewshot, "limit": limit, "seed": seed, "chat": chat}
     logs: list[Path] = []
     for task in tasks:
-        home = out_dir / re.sub(r"[^\w.+()-]", "_", task)
+        home = out_dir / plain_name(re.sub(r"[^\w.+()-]", "_", task))
         if not _is_there(home, asked):
             with tempfile.TemporaryDirectory(prefix="kneebench-tasks-") as scratch:
                 wanted = {

@@ -15,7 +15,8 @@ from typing import Any
 
 import httpx
 
-from harness.errors import EngineError, InputError
+from harness.errors import EngineError, InputError, RecordError
+from harness.files import read_text
 from harness.quality.prompts import PromptSet
 from harness.records import Answer
 from harness.redact import without_keys
@@ -80,18 +81,19 @@ def to_line(text: Text) -> str:
 
 
 def read_texts(path: Path) -> list[Text]:
-    return [
-        Text(str(row["id"]), tuple(row["ids"]))
-        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    ]
+    try:
+        return [
+            Text(str(row["id"]), tuple(row["ids"]))
+            for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        ]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise RecordError(f"{path.name}: holds a line that is no text ({error})", remedy="measure anew") from error
 
 
 def _pieces(path: Path) -> Iterable[str | Sequence[Mapping[str, str]]]:
     """What a file holds: the whole of a .txt, a conversation a line of a .jsonl."""
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise InputError(f"--text {path.name}: {path.stat().st_size / 2**20:.0f} MiB", allowed="64 MiB")
-        content = path.read_text(encoding="utf-8")
+        content = read_text(path, LARGEST_FILE)
     except OSError as error:
         raise InputError(f"--text {path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

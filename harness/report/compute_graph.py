@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from harness.analysis.ceilings import LINEARS, STEP, Ceiling, Point, points, raised
-from harness.analysis.levels import BASELINE
 from harness.analysis.timeline import Change, Profile, gap, kind_changes, kind_times, name_changes, profile
 from harness.architecture import Architecture
 from harness.report.compute_words import Told, alone, answer, bullets, bullets_alone
@@ -23,6 +22,7 @@ from harness.report.page import write_page
 from harness.report.tables import interval, listed, named, number, table
 from harness.report.timeline_plots import write_timeline_figures
 from harness.telemetry.kernels import Trace, rows
+from harness.variants import is_baseline
 
 BEYOND = 1.1
 """Share of a peak that no clock and no rounding explains."""
@@ -69,7 +69,7 @@ def write(
     told_of = conditions or Conditions()
     sides = [
         _side(trace, shapes.get(trace.precision), told_of.prompt_tokens)
-        for trace in sorted(traces, key=lambda trace: trace.precision.lower() != BASELINE)
+        for trace in sorted(traces, key=lambda trace: not is_baseline(trace.precision))
     ]
     ceiling = raised(ceiling, [point for side in sides for point in side.points]) if ceiling else None
     told = [

@@ -16,7 +16,10 @@ _ASKED = (
 )  # fmt: skip
 """Keys of a scenario that decide which questions are asked, and when."""
 _MEASURED = ("requests", "precision", "min_window_s", "max_window_s", "warmup_rounds", "warmup_s")
-_SERVED = ("max_model_len", "max_num_seqs", "gpu_memory_utilization", "kv_cache_gib", "engine_args", "client_processes")
+_SERVED = (
+    "max_model_len", "max_num_seqs", "gpu_memory_utilization", "kv_cache_gib", "tensor_parallel", "pipeline_parallel",
+    "kv_cache_dtype", "engine_args", "vary", "client_processes",
+)  # fmt: skip
 _MEANT = ("Run", "Started", "Engine")
 """Facts that two runs are meant to differ in."""
 _REMARKS = {

@@ -23,6 +23,10 @@ from harness.report.tables import escape, interval, named, number, reasons, tabl
 MEANINGS = {
     "client_bound": ("the load generator was late, and its lateness is in the figures", "free the client's machine"),
     "clock_step": ("somebody set the clock while it was measured", "measure again"),
+    "clock_uncertain": (
+        "the load came from several nodes, whose clocks are not known well enough for these figures",
+        "let NTP or PTP keep their clocks, or bring the nodes nearer to each other",
+    ),
     "cache_warm": ("prompts that should be new were found in the prefix cache: too fast", "restart the engine"),
     "too_few_samples": ("too few requests for a p95", "ask for more `requests`"),
     "imprecise": ("the interval of p95 is wider than was asked for", "ask for more `requests`"),

@@ -1,10 +1,8 @@
-"""`bench history`: past runs as rows for a terminal, and as JSON."""
+"""`bench history`: past runs as rows for a terminal."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from harness.analysis.headline import label
 from harness.history import PastRun
@@ -30,11 +28,6 @@ def rows(runs: Sequence[PastRun]) -> list[tuple[str, ...]]:
         cells = (run.run, started, run.model, run.scenario, engine, run.machine, _cells(run), verdicts, _safe(run))
         found.append((*(plain(cell or "") for cell in cells), number(run.tok_s), plain(note)))
     return found
-
-
-def to_json(runs: Sequence[PastRun]) -> str:
-    """The records, field by field."""
-    return json.dumps([asdict(run) for run in runs], indent=1, allow_nan=False)
 
 
 def _cells(run: PastRun) -> str:

@@ -33,6 +33,7 @@ from markupsafe import Markup, escape
 from harness.analysis.headline import label
 from harness.analysis.levels import precision_order
 from harness.assumptions import Assumptions
+from harness.files import write_whole
 from harness.report.run import Run
 from harness.report.whatif import panel
 
@@ -84,7 +85,7 @@ def write_html(run: Run, assumptions: Assumptions, page: str, figures: Sequence[
         sections=sections,
         panel=asked,
     )
-    out.write_text(text, encoding="utf-8")
+    write_whole(out, text)
     return out
 
 

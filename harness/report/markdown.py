@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.analysis.capacity import MemoryLine, capacity_lines, memory_split, plan_cards
+from harness.analysis.capacity import capacity_lines, memory_split, plan_cards
 from harness.analysis.compare import MIN_PAIRS, compare
 from harness.analysis.correct import correct_lines
 from harness.analysis.cost import cost_lines, stated_lines
 from harness.analysis.crossover import find_crossovers
 from harness.analysis.evidence import Evidence
-from harness.analysis.headline import alone, at_one_load, headlines
-from harness.analysis.levels import RATE, USERS, axis, latest, load, precision_order, shown
+from harness.analysis.headline import alone, at_one_load, baseline_words, headlines
+from harness.analysis.levels import RATE, USERS, axis, compared, latest, load, precision_order, shown
 from harness.analysis.spend import spends
 from harness.analysis.usl import find_saturations
 from harness.analysis.words import Words
@@ -42,6 +42,7 @@ from harness.report.tables import (
     points_table,
     reasons,
 )
+from harness.variants import precision_of
 
 
 def write_capacity(
@@ -88,7 +89,7 @@ def write_capacity(
         missing=", ".join(_missing_cells(run)),
         interval_note=_interval_note(run.points),
         memory_title=memory_titles.get(run.device or "", "Memory"),
-        memory=_memory_words(memory_split(run.points), run.words),
+        memory=_memory_words(run.points, run.words),
         cost=cost_table(run.points, costs, correct),
         quality=quality_table(evidence, correct, precision_order(run.points)) if evidence else "",
         quality_notes=quality_notes(evidence, correct) if evidence else [],
@@ -125,9 +126,21 @@ def _crossovers(run: Run, ratios: Sequence[Ratio], beside: Sequence[Run]) -> lis
 
 def _comparison_title(ratios: Sequence[Ratio]) -> str:
     """AWQ against BF16, paired."""
-    others = " and ".join(dict.fromkeys(named(ratio.precision) for ratio in ratios))
+    several = len({ratio.baseline for ratio in ratios}) > 1
+    names = (precision_of(ratio.precision) if several else ratio.precision for ratio in ratios)
+    others = " and ".join(map(named, dict.fromkeys(names)))
     paired = "" if any(ratio.basis == "bands" for ratio in ratios) else ", paired"
-    return f"{others} against {named(ratios[0].baseline)}{paired}" if ratios else ""
+    return f"{others} against {_baseline(ratios)}{paired}" if ratios else ""
+
+
+def _baseline(ratios: Sequence[Ratio]) -> str:
+    return escape(baseline_words({ratio.precision: ratio.baseline for ratio in ratios}))
+
+
+def _whose(ratios: Sequence[Ratio]) -> str:
+    """BF16's, or BF16's with the same engine arguments."""
+    name, several, rest = _baseline(ratios).partition(" with ")
+    return f"{name}'s{several}{rest}"
 
 
 def _comparison_notes(run: Run, ratios: Sequence[Ratio]) -> list[str]:
@@ -136,7 +149,7 @@ def _comparison_notes(run: Run, ratios: Sequence[Ratio]) -> list[str]:
     notes = []
     if ratios:
         notes.append(
-            f"Each figure is a multiple of {named(ratios[0].baseline)}'s under the same load: above 1×, more tokens "
+            f"Each figure is a multiple of {_whose(ratios)} under the same load: above 1×, more tokens "
             "per second or a longer latency. Square brackets hold 95 % intervals; where one holds 1×, it is undecided "
             "which of the two is ahead."
         )
@@ -178,19 +191,20 @@ def _interval_note(points: Sequence[SweepPoint]) -> str:
     return "They come from one server session each and know nothing of the spread between sessions."
 
 
-def _memory_words(lines: Sequence[MemoryLine], spoken: Words) -> list[str]:
-    known = [line for line in lines if line.total_gib]
+def _memory_words(points: Sequence[SweepPoint], spoken: Words) -> list[str]:
+    known = [line for line in memory_split(points) if line.total_gib]
     if not known:
         return ["The engine gave no memory figures."]
     words = []
-    for line in known:
-        split = (("weights", line.weights_gib), ("KV cache", line.kv_cache_gib), ("other", line.other_gib))
+    for held in known:
+        split = (("weights", held.weights_gib), ("KV cache", held.kv_cache_gib), ("other", held.other_gib))
         parts = [f"{number(size)} GiB {name}" for name, size in split if size is not None]
-        tokens = f"; the KV cache holds {line.kv_cache_tokens:,} tokens" if line.kv_cache_tokens else ""
-        words.append(f"**{named(line.precision)}**: {', '.join(parts)}{tokens}.")
-    base = known[0]
-    for line in known[1:]:
-        if base.weights_gib is None or line.weights_gib is None:
+        tokens = f"; the KV cache holds {held.kv_cache_tokens:,} tokens" if held.kv_cache_tokens else ""
+        words.append(f"**{named(held.precision)}**: {', '.join(parts)}{tokens}.")
+    by_precision = {held.precision: held for held in known}
+    for other, baseline in compared(points).items():
+        base, line = by_precision.get(baseline), by_precision.get(other)
+        if base is None or line is None or base.weights_gib is None or line.weights_gib is None:
             continue
         saved = base.weights_gib - line.weights_gib
         verb = "frees" if saved >= 0 else "costs another"

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from harness.analysis.words import MEASURED, Words
+from harness.files import write_whole
 from harness.report.predicted import marked
 
 
@@ -27,5 +28,5 @@ def write_page(template: str, path: Path, words: Words = MEASURED, **fill: Any) 
     page = templates.get_template(template).render(words=words, **fill)
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = re.sub(r"\n{3,}", "\n\n", page).rstrip() + "\n"
-    path.write_text(marked(whole, words), encoding="utf-8")
+    write_whole(path, marked(whole, words))
     return path

@@ -20,7 +20,7 @@ from pathlib import Path
 from harness.analysis.compare import compare
 from harness.analysis.knee import find_knees
 from harness.assumptions import Assumptions, load_assumptions
-from harness.errors import KneebenchError
+from harness.errors import InputError, KneebenchError
 from harness.prices import load_prices
 from harness.quality.directory import SETTINGS, load_quality
 from harness.records import Knee, Ratio, write_table
@@ -63,7 +63,10 @@ def write_papers(run: Run, out_dir: Path, given: Assumptions, beside: Sequence[R
     knees = find_knees(run.points, run.slo)
     ratios = compare(run.points, run.requests)
     evidence = evidence_of(run.quality) if run.quality else None
-    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out_dir} cannot be made: {error.strerror}", remedy="choose another --out") from error
     page, *figures = write_capacity(run, knees, ratios, given, out_dir, beside, evidence)
     written = [
         page,

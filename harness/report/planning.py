@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.analysis.capacity import CardPlan, Freed, freed_memory, operating_levels, plan_cards
-from harness.analysis.cost import hour_usd
+from harness.analysis.cost import hour_usd, stated_lines
 from harness.analysis.headline import label
 from harness.analysis.saving import Saving, savings
 from harness.analysis.spend import BreakEven, Spend, spends
 from harness.analysis.words import words_of
 from harness.assumptions import Assumptions
 from harness.records import CostLine, Knee, SweepPoint
+from harness.report.document import document
+from harness.report.run import Run
 from harness.report.tables import interval, named, number, table
 
 
@@ -30,6 +32,21 @@ def planning_sentences(points: Sequence[SweepPoint], knees: Sequence[Knee], assu
         *map(words.assumed, hour_sentences(points, knees, assumptions)),
         *map(words.said, spend_sentences(spends(points, knees, assumptions), assumptions)),
     ]
+
+
+def capacity_document(run: Run, knees: Sequence[Knee], assumptions: Assumptions) -> str:
+    """`bench capacity --json`: cards, prices and spend as records, by which assumptions, and the same in words."""
+    return document(
+        "capacity",
+        model=run.model,
+        source=run.source,
+        slo=run.slo,
+        assumptions=assumptions,
+        plans=plan_cards(run.points, knees, assumptions),
+        prices=stated_lines(run.points, knees, assumptions),
+        spend=spends(run.points, knees, assumptions),
+        sentences=planning_sentences(run.points, knees, assumptions),
+    )
 
 
 # --- cards ------------------------------------------------------------------------------------------------------------

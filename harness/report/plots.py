@@ -13,6 +13,7 @@ Over 300 lines because the four share their marks: curves, knees, label placemen
 from __future__ import annotations
 
 import functools
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,9 +31,11 @@ from harness.analysis.knee import safe_load
 from harness.analysis.levels import Axis, axis, latest, levels, load, one_trace, precision_order, shown
 from harness.analysis.words import words_of
 from harness.assumptions import Assumptions
+from harness.files import write_whole
 from harness.records import CostLine, Knee, SweepPoint
 from harness.report.placing import nice_ticks, spread
 from harness.slo import Slo
+from harness.variants import SHORT, flags_varied, precision_of, short_setting
 
 STYLES = (
     ("#0072B2", "o"),  # blue
@@ -70,7 +73,7 @@ Figures = tuple[float | None, float | None, float | None]
 """A figure and the ends of its interval."""
 Value = Callable[[SweepPoint], Figures]
 End = tuple[str, str, float, float]
-"""A line's end: label, colour, x, y in data coordinates."""
+"""A line's end: precision or label, colour, x, y in data coordinates."""
 
 _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs everywhere
@@ -130,18 +133,20 @@ def save(figures: Mapping[str, Callable[[], Figure]], out_dir: Path) -> list[Pat
             figure = draw()
             for suffix, unwritten in (("png", ("Software",)), ("svg", ("Date", "Creator"))):
                 path = out_dir / f"{name}.{suffix}"
-                figure.savefig(path, dpi=200, facecolor="white", metadata=dict.fromkeys(unwritten))
+                drawn = io.BytesIO()
+                figure.savefig(drawn, format=suffix, dpi=200, facecolor="white", metadata=dict.fromkeys(unwritten))
+                write_whole(path, drawn.getvalue())
                 written.append(path)
     return written
 
 
 def latency(points: Sequence[SweepPoint], knees: Sequence[Knee], slo_s: float | None) -> Figure:
     """p95 over the load, both log: the knee's interpolation is then the line itself. Below it a strip of knees."""
-    figure = Figure(figsize=(7, 4.2 + 0.22 * len(knees)), layout="constrained")
+    figure = Figure(figsize=(_width(points, columns=2), 4.2 + 0.22 * len(knees)), layout="constrained")
     upper, strip = figure.subplots(2, 1, sharex=True, height_ratios=(12, 0.6 + 0.9 * len(knees)))
     title = words_of(points).titled(f"p95 latency against {_axis_words(points)[0]}")
     headed(upper, title, "seconds from intended send to last token, log scale")
-    ends = _curves(upper, points, _p95_s)
+    ends = _called(_curves(upper, points, _p95_s))
     _load_axis(upper, points)
     _log_axis(upper, [*([slo_s] if slo_s else []), *_shown(points, _p95_s)], "{:g}")
     if slo_s:
@@ -158,12 +163,12 @@ def latency(points: Sequence[SweepPoint], knees: Sequence[Knee], slo_s: float | 
 
 def throughput(points: Sequence[SweepPoint]) -> Figure:
     """Output tokens per second over the load, from zero."""
-    figure = Figure(figsize=(7, 4.1), layout="constrained")
+    figure = Figure(figsize=(_width(points), 4.1), layout="constrained")
     axes = figure.subplots()
     words = words_of(points)
     subtitle = words.reworded("output tokens per second, inside the measured window")
     headed(axes, words.titled(f"Throughput against {_axis_words(points)[0]}"), subtitle)
-    ends = _curves(axes, points, _tok_s)
+    ends = _called(_curves(axes, points, _tok_s))
     _load_axis(axes, points)
     axes.set_ylim(0, max(_shown(points, _tok_s)) * 1.06)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
@@ -180,7 +185,7 @@ def memory(points: Sequence[SweepPoint], card_gib: float | None = None) -> Figur
     host = any(line.kind == "host" for line in rows)
     limit = None if host else card_gib
     reach = max([limit or 0.0, *(line.total_gib for line in rows)])
-    figure = Figure(figsize=(7, 1.5 + 0.55 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(_width(points), 1.5 + 0.55 * len(rows)), layout="constrained")
     axes = figure.subplots()
     subtitle = "GiB held by the engine" + (", on a CPU" if host else "")
     headed(axes, words_of(points).titled("Host memory split" if host else "VRAM split"), subtitle, pad=34)
@@ -223,16 +228,16 @@ def cost(
 ) -> Figure:
     """$/1M output tokens over the load, both log; the operating points ringed, their prices at the lines' ends."""
     priced = functools.partial(price, assumptions=assumptions)
-    figure = Figure(figsize=(7, 4.1), layout="constrained")
+    figure = Figure(figsize=(_width(points), 4.1), layout="constrained")
     axes = figure.subplots()
     most = f"ring: operating point, most {axis(points).unit} inside the SLO"
     headed(axes, words_of(points).titled("Price of a million output tokens"), f"USD, log scale; {most}")
     # The first line of each is its operating point.
-    operating = {short(line.precision): line for line in reversed(costs)}
+    operating = {line.precision: line for line in reversed(costs)}
     safe = {knee.precision: safe_load(knee) for knee in knees}
     ends = []
-    for name, colour, x, y in _curves(axes, points, priced):
-        line = operating.get(name)
+    for precision, colour, x, y in _curves(axes, points, priced):
+        line, name = operating.get(precision), short(precision)
         if line is None:  # an invalid mark
             text = name
         elif line.usd_per_1m_tokens is None or not (largest := safe[line.precision]):
@@ -251,14 +256,15 @@ def cost(
 
 
 def _curves(axes: Axes, points: Sequence[SweepPoint], value: Value) -> list[End]:
-    """Draw a line for each precision; returns where each one ends, for its label.
+    """Draw a line for each precision; returns where each one ends, by the precision's name.
 
     An invalid mark is returned as an end without a name: labels keep clear of it.
     """
     ends: list[End] = []
     predicted = words_of(points).predicted
     for index, precision in enumerate(precision_order(points)):
-        colour, marker = STYLES[index % len(STYLES)]
+        colour, _ = STYLES[index % len(STYLES)]
+        _, marker = STYLES[(index + index // len(STYLES)) % len(STYLES)]  # a colour that comes again has another
         shift = _dodge(points, precision)
         own = [level for level in levels(points) if level.precision == precision]
         line = [(load(level) * shift, y, level) for level in own if (y := value(level)[0])]
@@ -281,8 +287,19 @@ def _curves(axes: Axes, points: Sequence[SweepPoint], value: Value) -> list[End]
                 axes.plot(x, y, "x", markersize=11, color=colour, zorder=4)
                 ends.append(("", colour, x, y))
         if line:
-            ends.append((short(precision), colour, *line[-1][:2]))
+            ends.append((precision, colour, *line[-1][:2]))
     return ends
+
+
+def _width(points: Sequence[SweepPoint], columns: int = 1) -> float:
+    """Inches; more than 7 where names hold settings, which stand in so many columns beside the axes."""
+    longest = max(len(short(point.precision)) for point in points)
+    return 7 + columns * max(0, longest - 14) * 0.085
+
+
+def _called(ends: Sequence[End]) -> list[End]:
+    """Ends of curves with their names as a figure has room for them."""
+    return [(short(precision), colour, x, y) for precision, colour, x, y in ends]
 
 
 def _knee_strip(
@@ -405,6 +422,8 @@ def _note(figure: Figure, points: Sequence[SweepPoint], value: Value) -> None:
     )
     if absent:
         parts.append("no figure: " + ", ".join(absent))
+    varied = flags_varied([point.precision for point in points])
+    parts += [f"{SHORT[flag]}: {flag}" for flag in varied if flag in SHORT]
     if parts:
         figure.supxlabel(" · ".join(parts), x=0.01, ha="left", fontsize=8.5, color=FAINT)
 
@@ -435,9 +454,11 @@ def _seconds(milliseconds: float | None) -> float | None:
 
 
 def short(precision: str) -> str:
-    """The precision as a figure has room for it."""
-    name = label(precision).replace("$", r"\$")  # two bare dollars would be a formula
-    return name if len(name) <= 14 else name[:13] + "…"
+    """The precision as a figure has room for it: AWQ, AWQ seqs=64 (`_note` says what seqs is)."""
+    name = label(precision_of(precision)).replace("$", r"\$")  # two bare dollars would be a formula
+    name = name if len(name) <= 14 else name[:13] + "…"
+    setting = short_setting(precision)
+    return f"{name} {setting if len(setting) <= 36 else setting[:35] + '…'}" if setting else name
 
 
 def _gib(value: float) -> str:

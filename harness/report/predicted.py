@@ -17,6 +17,7 @@ from markdown_it import MarkdownIt
 from harness.analysis.words import Words
 from harness.report.run import Run
 from harness.report.tables import escape, number
+from harness.variants import precision_of
 
 MARK = "Predicted:"
 
@@ -115,7 +116,8 @@ def _folded(words: list[str], width: int = 48) -> list[str]:
 def _command(run: Run) -> list[str]:
     settings, scenario = run.settings, run.scenario
     parts = ["bench", "sweep", "--model", settings.get("model") or run.model]
-    parts += ["--precisions", _joined(settings.get("precisions") or [point.precision for point in run.points])]
+    names = settings.get("precisions") or [point.precision for point in run.points]
+    parts += ["--precisions", _joined([precision_of(str(name)) for name in _list(names)])]
     parts += ["--scenario", run.scenario_name]
     arrivals = scenario.get("arrivals", "closed")
     if arrivals == "closed":
@@ -129,6 +131,9 @@ def _command(run: Run) -> list[str]:
     parts += ["--slo", _slo(run)]
     for key in ("max_num_seqs", "gpu_memory_utilization", "kv_cache_gib"):
         parts += [f"--{key.replace('_', '-')}", settings[key]] if settings.get(key) is not None else []
+    vary = settings.get("vary")
+    for flag, values in vary.items() if isinstance(vary, dict) else ():
+        parts += ["--vary", f"{flag}={_joined(values)}"]
     return [shlex.quote(" ".join(str(part).split())) for part in parts]
 
 

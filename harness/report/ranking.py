@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from harness.analysis.headline import label
@@ -20,8 +19,10 @@ from harness.predict.cards import Card
 from harness.predict.rank import RankedCard, Wanted
 from harness.prices import Prices, offer
 from harness.records import write_table
+from harness.report.document import document
 from harness.report.planning import demand_sentence
 from harness.report.tables import escape, number, table
+from harness.report.terminal import print_rows
 
 CAUSES = {"kv_cache": "KV cache full", "max_num_seqs": "max_num_seqs", "compute": "compute"}
 HEADER = ("Rank", "Card", "Precision", "Cards", "USD a month", "USD/h", "Safe users a card", "Limit", "Band")
@@ -131,15 +132,10 @@ def show(console: Console, found: Sequence[RankedCard], wanted: Wanted, top: int
     winners = [row for row in found if row.wins]
     shown = winners if top is None else winners[:top]
     header = (*HEADER, "Other precisions")
-    ranking = Table(title=Text(title(wanted)), title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for name in header:
-        ranking.add_column(name, justify="left" if name in _WORDS else "right", overflow="fold")
-    for row, cells in zip(shown, rows(shown), strict=True):
-        others = ", ".join(_beside(one) for one in found if one.card == row.card and not one.wins)
-        ranking.add_row(*map(Text, (*cells, others)))
-    if not console.is_terminal:
-        console.width = 500
-    console.print(ranking)
+    others = (", ".join(_beside(one) for one in found if one.card == row.card and not one.wins) for row in shown)
+    cells = [(*row, other) for row, other in zip(rows(shown), others, strict=True)]
+    numbers = [name for name in header if name not in _WORDS]
+    print_rows(console, header, cells, title=title(wanted), numbers=numbers, lead=3)
     console.print()
     if len(shown) < len(winners):
         _say(console, f"Predicted as well: {len(winners) - len(shown)} more cards (--top, --out).")
@@ -198,24 +194,34 @@ def write(found: Sequence[RankedCard], wanted: Wanted, path: Path) -> None:
         write_whole(path, page(found, wanted))
 
 
+def to_json(found: Sequence[RankedCard], wanted: Wanted) -> str:
+    """`bench gpus --json`: every row, predicted as it is, and for what."""
+    return document(
+        "gpus",
+        source="predicted",
+        model=wanted.model.name,
+        slo=wanted.scenario.slo,
+        assumptions=wanted.assumptions,
+        cards=found,
+        sentences=[*sentences(found, wanted), *left_out(found)],
+    )
+
+
 # --- the catalogue ----------------------------------------------------------------------------------------------------
 
 
-def catalogue_table(cards: Sequence[Card], prices: Prices) -> Table:
-    """Cards as they are catalogued, and their cheapest rent; peaks of the data sheets, not predictions."""
-    columns = ("id", "GiB", "GB/s", "16-bit TFLOPS", "INT8 TOPS", "FP8 TFLOPS", "W", "USD/h")
-    found = Table(box=None, pad_edge=False, header_style="bold")
-    for name in columns:
-        found.add_column(name, justify="left" if name == "id" else "right", overflow="fold")
-    found.add_column("name, and what is in doubt", overflow="fold")
+def show_catalogue(console: Console, cards: Sequence[Card], prices: Prices) -> None:
+    """Cards as they are catalogued, and their cheapest rent; peaks of the data sheets, not predictions. Below, their
+    names in full, and what of their figures is in doubt."""
+    header = ("id", "GiB", "GB/s", "16-bit TFLOPS", "INT8 TOPS", "FP8 TFLOPS", "W", "USD/h")
+    body = []
     for card in cards:
         rent = offer(card.id, prices)
         figures = (card.memory_gib, card.bandwidth_gb_s, card.bf16_tflops or card.fp16_tflops, card.int8_tops,
                    card.fp8_tflops, card.power_w, None if rent is None else rent.usd_per_hour)  # fmt: skip
-        told = Text(card.name)
-        if card.doubt:
-            told.append(f"\n{card.doubt}", style="dim")
-        found.add_row(
-            Text(card.id, no_wrap=True), *("–" if value is None else f"{value:.4g}" for value in figures), told
-        )
-    return found
+        body.append((card.id, *("–" if value is None else f"{value:.4g}" for value in figures)))
+    print_rows(console, header, body, numbers=header[1:])
+    console.print()
+    for card in cards:
+        told = Text(f"{card.id}: {card.name}")
+        console.print(told.append(f". {card.doubt}" if card.doubt else "", style="dim"))

@@ -125,7 +125,7 @@ def load_run(run_dir: Path, slo: Slo | None = None) -> Run:
         raise RecordError(f"{run_dir}: points.csv {fault}", remedy="keep them in run directories of their own")
     try:
         toml = tomllib.loads((run_dir / "run.toml").read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8; a figure of 5,000 digits, deep nesting
         raise InputError(f"{run_dir / 'run.toml'}: {error}", remedy="restore the file as the sweep wrote it") from error
     quality = load_quality(run_dir)
     if quality and points[0].source == "predicted":
@@ -193,7 +193,7 @@ def _environment(path: Path) -> Mapping[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {error}", remedy="restore the file, or remove it to report without it") from error
     return value if isinstance(value, dict) else {}
 

@@ -36,6 +36,8 @@ def setup_table(run: Run) -> str:
         sha = common(own, "checkpoint_sha256")
         parts = [f"kernel {escape(common(own, 'kernel') or 'not named by the engine')}"]
         parts += [f"checkpoint sha256 {escape(str(sha)[:12])}…"] if sha else []
+        told = common(own, "engine_args")
+        parts += [f"engine arguments {escape(told)}"] if told else []
         rows.append((named(precision), ", ".join(parts)))
     engine = run.common("engine") or environment.get("engine") or run.settings.get("engine")
     version = run.common("engine_version") or environment.get("engine_version")
@@ -111,9 +113,10 @@ def _file(scenario: Mapping[str, Any], key: str) -> str:
 
 def per_hour(run: Run) -> str:
     """The hour's price in words, as the rows were priced."""
-    price = run.common("usd_per_hour")
-    price = run.scenario.get("usd_per_hour") if price is None else price
-    return "not stated" if price is None else f"{price:g} USD an hour"
+    prices = sorted({point.usd_per_hour for point in run.points if point.usd_per_hour is not None})
+    prices = prices or [price for price in (run.scenario.get("usd_per_hour"),) if price is not None]
+    each = ", as many cards as each takes" if len(prices) > 1 else ""
+    return f"{' or '.join(f'{price:g}' for price in prices)} USD an hour{each}" if prices else "not stated"
 
 
 def utilisation(run: Run) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, JustifyMethod
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -27,13 +29,21 @@ from harness.report.planning import plan_table, spend_table
 from harness.report.predicted import measure_command, told
 from harness.report.run import Run
 from harness.report.tables import interval, number, throughput_lines
+from harness.suggest import did_you_mean
+from harness.variants import SHORT, flags_varied, precision_of, setting_of
+from harness.width import NO_EDGE, column_widths, shortened
 
 
 def show_run(console: Console, run: Run) -> None:
     """The closing table, the knees in words, and how many times the baseline's tokens each precision delivers."""
     knees, words = find_knees(run.points, run.slo), run.words
     console.print()
-    console.print(_predicted(run) if run.predicted else _measured(run))
+    narrow = console.width < _ROOM_FOR_REASONS
+    console.print(_predicted(run) if run.predicted else _measured(run, narrow))
+    for line in _reasons(run) if narrow and not run.predicted else ():
+        console.print(line, markup=False, highlight=False)
+    if legend := _legend(run):
+        console.print(legend, markup=False, highlight=False, style="dim")
     console.print()
     for knee in knees:
         told_alone = words.said(f"{label(knee.precision)} {alone(knee, run.points)}")
@@ -47,26 +57,49 @@ def show_run(console: Console, run: Run) -> None:
     for sentence in said:
         console.print(f"\n{words.said(sentence)}", markup=False, highlight=False, style="bold")
     if run.predicted:
-        for line in (*told(run), measure_command(run)):
-            console.print(f"\n{line}", markup=False, highlight=False, soft_wrap=True)
+        for line in told(run):
+            console.print(f"\n{line}", markup=False, highlight=False)
+        console.print(f"\n{measure_command(run)}", markup=False, highlight=False, soft_wrap=True)  # to be copied
 
 
-def _measured(run: Run) -> Table:
+_ROOM_FOR_REASONS = 110
+"""Columns of a terminal from which on the table of rows has the reasons of their verdicts beside them."""
+_LONGEST_NAME = 13
+"""Of a precision in the table of rows: awq@kneebench, awq+gptq-3bit. The sentences below have it in full."""
+
+
+def _reasons(run: Run) -> list[str]:
+    """'BF16 at 1, 8 users is suspect: too_few_samples, drifting', a line for all rows that are alike in that."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for point in run.points:
+        if point.verdict_reasons:
+            key = (point.precision, point.verdict, ", ".join(point.verdict_reasons))
+            alike.setdefault(key, []).append(shown(load(point)))
+    unit = axis(run.points).unit
+    return [
+        f"{label(precision)} at {', '.join(dict.fromkeys(loads))} {unit} is {verdict}: {reasons}"
+        for (precision, verdict, reasons), loads in alike.items()
+    ]
+
+
+def _measured(run: Run, narrow: bool = False) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     unit = axis(run.points).unit
-    columns = ("precision", unit, "tok/s", "p95 ms", "TTFT p50", "TPOT p50", "GiB", "$/1M", "verdict")
+    settings = flags_varied([point.precision for point in run.points])
+    named = ("precision", *(SHORT.get(flag, flag) for flag in settings))
+    columns = (*named, unit, "tok/s", "p95 ms", "TTFT p50", "TPOT p50", "GiB", "$/1M", "verdict")
     for column in columns:
-        text = column in ("precision", "verdict")
+        text = column in (*named, "verdict")
         table.add_column(column, justify="left" if text else "right", overflow="fold" if text else "ellipsis")
     for point in run.points:
         table.add_row(
-            Text(point.precision),
+            *_named(point, settings),
             shown(load(point)),
             *(_figure(value, form) for value, form in (
                 (point.tok_s, ",.0f"), (point.p95_ms, ",.0f"), (point.ttft_p50_ms, ",.0f"),
                 (point.tpot_p50_ms, ",.1f"), (point.vram_gib, ".2f"), (point.usd_per_1m_tokens, ".2f"),
             )),
-            f"{point.verdict} {', '.join(point.verdict_reasons)}".strip(),
+            point.verdict if narrow else f"{point.verdict} {', '.join(point.verdict_reasons)}".strip(),
         )  # fmt: skip
     return table
 
@@ -75,13 +108,31 @@ def _predicted(run: Run) -> Table:
     """Each figure with its error band; what is the same of every row (the verdict) is told once, below."""
     table = Table(title="Predicted [95 % error band]", title_justify="left", box=None, pad_edge=False,
                   header_style="bold")  # fmt: skip
-    table.add_column("precision", overflow="fold")
+    settings = flags_varied([point.precision for point in run.points])
+    for column in ("precision", *(SHORT.get(flag, flag) for flag in settings)):
+        table.add_column(column, overflow="fold")
     for column in (axis(run.points).unit, "tok/s", "p95 ms", "TTFT p50 ms", "TPOT p50 ms"):
         table.add_column(column, justify="right", overflow="fold")
     for point in run.points:
         figures = (interval(*with_ends(name, point)) for name in ("tok_s", "p95_ms", "ttft_p50_ms", "tpot_p50_ms"))
-        table.add_row(Text(point.precision), shown(load(point)), *map(Text, figures))
+        table.add_row(*_named(point, settings), shown(load(point)), *map(Text, figures))
     return table
+
+
+def _named(point: SweepPoint, settings: Sequence[str]) -> list[Text]:
+    """The precision, and its value of each engine argument that varies: columns of their own, for a name that holds
+    them all leaves the figures no room."""
+    values = dict(setting_of(point.precision))
+    return [
+        Text(shortened(precision_of(point.precision), _LONGEST_NAME)),
+        *(Text(values.get(flag, "")) for flag in settings),
+    ]
+
+
+def _legend(run: Run) -> str:
+    """What the columns of engine arguments are, "" where none varies."""
+    short = [(SHORT[flag], flag) for flag in flags_varied([point.precision for point in run.points]) if flag in SHORT]
+    return ", ".join(f"{name}: {flag}" for name, flag in short)
 
 
 def show_quality(console: Console, evidence: Evidence) -> None:
@@ -156,22 +207,28 @@ def _prices(lines: Sequence[CostLine], words: Words) -> Table:
     return table
 
 
-def price_table(prices: Prices, card: str | None = None) -> Table:
-    """The catalogue, or what it holds of one card. Raises InputError for a card that it does not know."""
-    rows = [
-        ("rent", rent.card, rent.name, rent.words, rent.source) for rent in prices.rents if card in (None, rent.card)
-    ]
-    rows += [("own", buy.card, buy.name, buy.words, buy.source) for buy in prices.buys if card in (None, buy.card)]
+def prices_of(prices: Prices, card: str | None) -> Prices:
+    """What the catalogue holds of one card; all of it for None. Raises InputError for a card that it does not know."""
     if card is None:
-        rows += [("electricity", tariff.region, "", tariff.words, tariff.source) for tariff in prices.tariffs]
-        rows += [("api", api.id, api.model, api.words, api.source) for api in prices.apis]
-    if not rows:
-        raise InputError(
-            f"the catalogue has no price of {card!r}",
-            allowed=", ".join(
-                dict.fromkeys([*(rent.card for rent in prices.rents), *(buy.card for buy in prices.buys)])
-            ),
-        )
+        return prices
+    found = Prices(
+        tuple(rent for rent in prices.rents if rent.card == card),
+        tuple(buy for buy in prices.buys if buy.card == card),
+        (),
+        (),
+    )
+    if not (found.rents or found.buys):
+        known = tuple(dict.fromkeys([*(rent.card for rent in prices.rents), *(buy.card for buy in prices.buys)]))
+        raise InputError(f"the catalogue has no price of {card!r}{did_you_mean(card, known)}", allowed=", ".join(known))
+    return found
+
+
+def price_table(prices: Prices) -> Table:
+    """The catalogue, or what `prices_of` leaves of it."""
+    rows = [("rent", rent.card, rent.name, rent.words, rent.source) for rent in prices.rents]
+    rows += [("own", buy.card, buy.name, buy.words, buy.source) for buy in prices.buys]
+    rows += [("electricity", tariff.region, "", tariff.words, tariff.source) for tariff in prices.tariffs]
+    rows += [("api", api.id, api.model, api.words, api.source) for api in prices.apis]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("what", "name", "price, its day and its source"):
         table.add_column(column, overflow="fold")
@@ -181,16 +238,45 @@ def price_table(prices: Prices, card: str | None = None) -> Table:
     return table
 
 
-def print_rows(terminal: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table of plain text: nothing in a cell is taken for markup, and a file or a pipe has no edge to fold at."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in header:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
+_GAP = 2
+"""Columns between two columns of a table: rich pads each by one."""
+
+
+def print_rows(
+    terminal: Console,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str = "",
+    numbers: Collection[str] = (),
+    lead: int = 1,
+) -> None:
+    """A table of plain text: nothing in a cell is taken for markup, and a file or a pipe has no edge to fold at.
+
+    `numbers`: columns that stand to the right. Where a terminal is so narrow that words would be broken, each row is a
+    paragraph: its first `lead` cells, then the others behind the names of their columns.
+    """
     if not terminal.is_terminal:
-        terminal.width = 500
-    terminal.print(table)
+        terminal.width = NO_EDGE
+    columns = list(zip(header, *rows, strict=True))
+    natural = [max(map(cell_len, column)) for column in columns]
+    least = [max((cell_len(word) for cell in column for word in cell.split()), default=0) for column in columns]
+    widths = column_widths(natural, least, terminal.width - _GAP * (len(header) - 1))
+    if widths is not None:
+        table = Table(title=Text(title) if title else None, title_justify="left", box=None, pad_edge=False)
+        for name, width in zip(header, widths, strict=True):
+            justify: JustifyMethod = "right" if name in numbers else "left"
+            table.add_column(Text(name, style="bold"), justify=justify, width=width)
+        for row in rows:
+            table.add_row(*map(Text, row))
+        terminal.print(table)
+        return
+    if title:
+        terminal.print(Text(title, style="italic"))
+    for row in rows:
+        terminal.print(Text("  ".join(filter(None, row[:lead])), style="bold"))
+        others = (f"{name} {cell}".strip() for name, cell in zip(header[lead:], row[lead:], strict=True) if cell)
+        terminal.print(Padding(Text("; ".join(others)), (0, 0, 0, 2)))
 
 
 def _from_markdown(title: str, markdown: str) -> Table:

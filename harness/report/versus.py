@@ -32,9 +32,11 @@ from harness.errors import InputError
 from harness.files import write_whole
 from harness.records import SweepPoint
 from harness.report.differences import asked_differently, differences, facts, plain, told
+from harness.report.document import document
 from harness.report.predicted import told as told_of
 from harness.report.run import Run, load_run
 from harness.report.tables import COMPARED, WORDS, escape, number, table
+from harness.suggest import did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ def parse_metrics(text: str | None, option: str = "--metric") -> tuple[str, ...]
     found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     unknown = [name for name in found if name not in METRICS]
     if unknown or not found:
-        problem = f"{unknown[0]!r} is not compared" if unknown else "names none"
+        problem = f"{unknown[0]!r} is not compared{did_you_mean(unknown[0], METRICS)}" if unknown else "names none"
         raise InputError(f"{option} {text!r}: {problem}", allowed=f"{', '.join(METRICS)}, joined by commas")
     return found
 
@@ -265,6 +267,21 @@ def write_page(versus: Versus, out: Path) -> None:
         write_whole(out, page(versus))
     except OSError as error:
         raise InputError(f"--out {out} cannot be written: {error.strerror}", remedy="name another file") from error
+
+
+def to_json(versus: Versus, before: Path, after: Path) -> str:
+    """Every change with both figures, its ratio and its verdict, and what has no ratio; the headline in words."""
+    return document(
+        "compare",
+        before=before,
+        after=after,
+        tolerance=versus.tolerance,
+        metrics=versus.metrics,
+        changes=versus.changes,
+        left_out=versus.left_out,
+        headline=headline(versus),
+        cautions=[*cautions(versus), *notes(versus)],
+    )
 
 
 def _left_out_words(versus: Versus) -> list[str]:

@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from harness.analysis.cost import hour_usd
-from harness.analysis.headline import label
+from harness.analysis.headline import baseline_words, label
 from harness.analysis.knee import limits, reading, standing
-from harness.analysis.levels import USERS, axis, load, one_trace, precision_order
+from harness.analysis.levels import USERS, axis, compared, load, one_trace, precision_order
 from harness.analysis.saving import savings
 from harness.assumptions import RANGES, Assumptions
 from harness.records import Knee, SweepPoint
@@ -78,18 +78,22 @@ def panel(run: Run, assumptions: Assumptions) -> Panel | None:
     if one_trace(run.points) or not judged:
         return None
     service = _service_knobs(run.slo, judged)
+    against = compared(run.points)
     data = {
         "closed": axis(run.points) is USERS,
         "unit": axis(run.points).unit,
+        "baseline": f"{baseline_words(against) or label(order[0])}{run.words.also}",
         "limits": [knob.name for knob in service],
         "assumptions": asdict(assumptions) | {knob.name: knob.value for knob in service},
         "precisions": [
             {
                 "name": f"{label(precision)}{run.words.also}",
                 "levels": [_level(level, run.slo, assumptions) for level in own[precision]],
+                "standing": "baseline" if precision in {order[0], *against.values()} else "no baseline",
+                "base": order.index(against[precision]) if precision in against else None,
                 "per_token": [
                     [_per_token(run.points, base, other, assumptions) for other in own[precision]]
-                    for base in (own[order[0]] if precision != order[0] else ())
+                    for base in (own[against[precision]] if precision in against else ())
                 ],
             }
             for precision in order

@@ -14,7 +14,7 @@ from harness.errors import InputError
 app = typer.Typer()
 
 
-@app.command()
+@app.command(short_help="Where the time of one generation goes.")
 def trace(
     context: typer.Context,
     model: options.Model = "demo",

@@ -14,7 +14,7 @@ import httpx
 from harness import models
 from harness.analysis.metrics import output_tokens
 from harness.engines.address import Address
-from harness.engines.endpoint import connect
+from harness.engines.control import connect
 from harness.engines.vllm import VllmServer
 from harness.errors import EngineError, RunError
 from harness.load.client import Connection, Exchange, fill

@@ -111,6 +111,8 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
             yield base
     except sqlite3.Error as error:
         raise _unusable(path, f"SQLite says: {error}", "export it again") from error
+    except (TypeError, UnicodeDecodeError) as error:  # any column of SQLite's takes anything
+        raise _unusable(path, f"a cell holds what its column should not ({error})", "export it again") from error
 
 
 def _tables(base: sqlite3.Connection) -> _Tables:

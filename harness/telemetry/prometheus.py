@@ -6,6 +6,7 @@ of this process instead of 7, so that a scrape can run beside a measurement.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import httpx
@@ -34,13 +35,18 @@ def read_counters(text: str) -> EngineCounters:
     for field, names in NAMES.items():
         found[field] = next((samples[name] for name in names if name in samples), [])
 
+    def of(field: str) -> list[float]:
+        """Its samples, if they are ones: what counts is finite and never below 0."""
+        values = found[field]
+        return values if all(math.isfinite(value) and value >= 0 for value in values) else []
+
     def total(field: str) -> int | None:
-        return round(sum(found[field])) if found[field] else None
+        return round(sum(of(field))) if of(field) else None
 
     return EngineCounters(
         running=total("running"),
         waiting=total("waiting"),
-        kv_usage=max(found["kv_usage"], default=None),
+        kv_usage=max(of("kv_usage"), default=None),
         preemptions_total=total("preemptions_total"),
         prefix_queries_total=total("prefix_queries_total"),
         prefix_hits_total=total("prefix_hits_total"),

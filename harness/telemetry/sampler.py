@@ -39,6 +39,9 @@ and boosting in step with other cards (0x10) are no slow-down."""
 UNKNOWN = "unknown"
 """In place of the reasons where the card does not tell any: an empty list says that there were none."""
 
+_NO_ANSWER = (2**32 - 1, 2**64 - 1)
+"""NVML_VALUE_NOT_AVAILABLE of nvml.h, -1, as the unsigned figures of 32 and 64 bits show it."""
+
 
 class GpuSampler:
     """`with GpuSampler(pids, on_sample, cell=...) as sampler: ...; sampler.samples`.
@@ -132,8 +135,8 @@ def read(nvml: ModuleType, handle: Any, *, cell: str, attempt: int, index: int) 
         sm_clock_mhz=_ask(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
         memory_clock_mhz=_ask(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_MEM),
         temperature_c=_ask(nvml, nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
-        utilisation=None if utilisation is None else utilisation.gpu / 100,
-        used_gib=None if memory is None else memory.used / gpu.GIB,
+        utilisation=None if utilisation is None or utilisation.gpu in _NO_ANSWER else utilisation.gpu / 100,
+        used_gib=None if memory is None or memory.used in _NO_ANSWER else memory.used / gpu.GIB,
         throttle=_throttle(nvml, handle),
         attempt=attempt,
     )
@@ -157,7 +160,8 @@ def _throttle(nvml: ModuleType, handle: Any) -> tuple[str, ...]:
 def _ask(nvml: ModuleType, function: Callable[..., Any], *arguments: Any) -> Any:
     """The answer; None where the card, the driver or our rights do not give one. Other errors mean a lost card."""
     try:
-        return function(*arguments)
+        answer = function(*arguments)
+        return None if answer in _NO_ANSWER or answer != answer else answer  # NaN is no figure either
     except nvml.NVMLError as error:
         if error.value in (
             nvml.NVML_ERROR_NOT_SUPPORTED,

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.errors import InputError
+from harness.files import opened
 from harness.telemetry.kernels import HOST, Launch, Mark, Range, Recording, ordered, pattern_of, projected, timed
 
 _WORK = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
@@ -103,7 +104,7 @@ def rewrite(source: Path, target: Path) -> None:
     """
     partial = target.with_name(target.name + ".partial")
     try:
-        with partial.open("wb") as raw, gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as out:
+        with open(opened(partial), "wb") as raw, gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as out:
             out.write(b'{"schemaVersion": 1, "displayTimeUnit": "ms", "traceEvents": [')
             for number, (category, event) in enumerate(_kept(source)):
                 arguments = event.get("args") or {}
@@ -172,6 +173,8 @@ def _cut(file: IO[str], path: Path) -> Iterator[dict[str, Any]]:
             if len(text) > _LONGEST_EVENT:
                 raise _unusable(path, "it is damaged") from error
             continue
+        except (ValueError, RecursionError) as error:  # a figure of 5,000 digits, deep nesting
+            raise _unusable(path, "it is damaged") from error
         if not isinstance(event, dict):
             raise _unusable(path, "an event is no object")
         yield event

@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 from harness import checkpoints, models
 from harness.analysis.ceilings import Ceiling, of_card
 from harness.analysis.metrics import tpot_ms
-from harness.engines import ServeSpec, environment, vllm
+from harness.engines import ServeSpec, arguments, environment, vllm
 from harness.errors import InputError
 from harness.predict.cards import card
 from harness.records import Scenario
@@ -118,8 +118,18 @@ def record(request: TraceRequest, observer: Observer, argv: Sequence[str] = ()) 
     env = environment.find(request.engine_python)
     profiler = profilers.chosen(request.profiler, on_card=env.kind == "cuda")
     scenario = _scenario(request)
+    plain = ServeSpec(
+        Path(), "", max_model_len=context_served(scenario), gpu_memory_utilization=request.gpu_memory_utilization
+    )
+    limits = arguments.placed(plain, request.engine_args)
     for served in (given or model for given in wanted.values()):
-        checkpoints.check_fits(served, request.gpu_memory_utilization, context_served(scenario))
+        checkpoints.check_fits(
+            served,
+            limits.gpu_memory_utilization,
+            limits.max_model_len,
+            cards=limits.cards,
+            kv_cache_dtype=limits.kv_cache_dtype,
+        )
     if any(given is None and name != "bf16" for name, given in wanted.items()):
         checkpoints.check_quantizer()
 
@@ -199,8 +209,9 @@ def _trace_one(plan: _Plan, name: str, model: models.Model) -> _Traced:
             kv_cache_gib=request.kv_cache_gib,
             gpu_memory_utilization=request.gpu_memory_utilization,
             port=request.port,
-            extra_args=(*request.engine_args, *watch.flags),
         )
+        spec = arguments.placed(spec, request.engine_args)
+        spec = replace(spec, extra_args=(*spec.extra_args, *watch.flags))
         try:
             with vllm.serve(spec, plan.env, log, observer.status, launcher=watch.launcher) as engine:
                 info = engine.info

@@ -73,6 +73,14 @@ def test_both_inside_the_whole_range_compares_tokens() -> None:
     assert sentence.endswith("At 32 users AWQ delivers only 0.80× the tokens per second of BF16 (0.79–0.81×): no gain.")
 
 
+def test_what_may_miss_it_is_not_called_inside() -> None:
+    """The terminal once said "may miss it already at 1 user" above a headline with "both stay inside it"."""
+    points = curve("bf16", (1, 1, 1, 1)) + curve("awq", (2.5, 1, 1, 1))
+    points[4] = replace(points[4], p95_ms_lo=2000.0, p95_ms_hi=4000.0)
+    (sentence,) = said(points)
+    assert "not decided: neither surely leaves it in the tested range (up to 32 users); more requests" in sentence
+
+
 def test_equal_servers_show_no_gain() -> None:
     (sentence,) = said(curve("bf16", (1, 1, 1, 1)) + curve("awq", (1, 1, 1, 1)))
     assert sentence.endswith("it delivers 1.00× the tokens per second (0.99–1.01×): no gain shown.")

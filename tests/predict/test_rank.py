@@ -395,6 +395,6 @@ def test_the_page_says_which_precision_wins() -> None:
 
 def test_the_catalogue_as_a_table() -> None:
     console = Console(record=True, width=240, force_terminal=False, file=io.StringIO())
-    console.print(ranking.catalogue_table((card("t4"), card("a10")), load_prices()))
+    ranking.show_catalogue(console, (card("t4"), card("a10")), load_prices())
     text = console.export_text()
     assert "t4" in text and "14.58" in text and "0.526" in text and card("a10").name in text

@@ -27,7 +27,7 @@ from harness.analysis.compare import compare
 from harness.analysis.cost import hour_usd, price
 from harness.analysis.headline import label
 from harness.analysis.knee import find_knees, safe_load, standing
-from harness.analysis.levels import load, precision_order
+from harness.analysis.levels import compared, load, precision_order
 from harness.analysis.saving import savings
 from harness.analysis.spend import spends
 from harness.assumptions import Assumptions
@@ -207,7 +207,7 @@ def library(written: Written, asked: Asked) -> dict[str, list[tuple[float | None
             "price": (paid[0], interval(*paid)),
             "saving": (saving.share, saving_words(saving.share, saving.share_lo, saving.share_hi))
             if saving
-            else (None, "baseline"),
+            else (None, "baseline" if precision in {order[0], *compared(points).values()} else "no baseline"),
             "cards": (plan.cards, cards if plan.cards is not None else "no traffic is given" if at else ""),
             "peak": (plan.utilisation_peak, "" if plan.utilisation_peak is None else percent(plan.utilisation_peak)),
             "month": (spend.usd_per_month, number(spend.usd_per_month)),
@@ -330,6 +330,20 @@ def test_rows_that_were_priced_apart(browser: Chrome, tmp_path: Path) -> None:
     written = write(tmp_path / "run", points, Assumptions(users=5))
     answers = check(browser, written, [{"p95": 1.6}, {"p95": 3}, {"p95": 3, "usd_per_hour": 0.4, "utilisation": 60}])
     assert len({answer["answer-saving"][1][0] for answer in answers}) == 3
+
+
+def test_engine_arguments_that_vary(browser: Chrome, tmp_path: Path) -> None:
+    """Two settings of each, one of which BF16 lacks: AWQ's in that has nothing to be compared with."""
+    points = [
+        replace(point, precision=f"{point.precision}[max_num_seqs={seqs}]", tok_s=(point.tok_s or 0) * gain)
+        for seqs, gain in ((16, 1.0), (64, 1.2), (128, 1.3))
+        for point in POINTS
+        if point.precision == "awq" or seqs < 128
+    ]
+    written = write(tmp_path / "varied", points, Assumptions(users=50))
+    answers = check(browser, written, [{"p95": p95, "usd_per_hour": usd} for p95 in (1.6, 3) for usd in (0.3, 1.0)])
+    assert [words for _, words in answers[0]["answer-saving"][:2]] == ["baseline", "baseline"]
+    assert answers[0]["answer-saving"][-1][1] == "no baseline" and "%" in answers[0]["answer-saving"][2][1]
 
 
 def test_the_command_line_says_the_same(browser: Chrome, report: Written) -> None:

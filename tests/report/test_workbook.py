@@ -177,7 +177,7 @@ def test_inputs_are_named_checked_and_kept_within_their_ends(book: Callable[[str
     path = book("usual")
     cells, inputs = read(path), part(path, "xl/worksheets/sheet2.xml")
     names = dict(re.findall(r'<definedName name="([a-z_0-9]+)">Inputs!\$B\$(\d+)<', part(path, "xl/workbook.xml")))
-    known = {field.name for field in fields(Assumptions)} - {"api_name", "sources"}
+    known = {field.name for field in fields(Assumptions)} - {"api_name", "sources", "start_s", "cell_s"}
     assert set(names) == known | {f"slo_{field.name}" for field in fields(Slo)} | {"rent_or_own"}
     for name, row in names.items():
         assert cells["Inputs", f"H{row}"].value == name

@@ -101,6 +101,27 @@ def rates() -> list[SweepPoint]:
     ]
 
 
+def varied(points: Sequence[SweepPoint], gain: float = 1.15) -> list[SweepPoint]:
+    """The same rows in two settings of an engine argument, the second faster; BF16's largest load in the first alone,
+    AWQ in a third one, in which there is no BF16."""
+    faster = {
+        name: lambda value, up=up: value * (gain if up else 1 / gain)
+        for name, up in (("tok_s", True), ("tok_s_lo", True), ("tok_s_hi", True), ("p95_ms", False))
+    }
+    settings = (("16", {}), ("64", faster), ("128", faster))
+    return [
+        replace(
+            point,
+            precision=f"{point.precision}[max_num_seqs={value}]",
+            engine_args=f"--max-num-seqs {value}",
+            **{name: change(getattr(point, name)) for name, change in changes.items() if getattr(point, name)},
+        )
+        for value, changes in settings
+        for point in points
+        if not (point.precision == "bf16" and (value == "128" or (value == "64" and point.conc == 32)))
+    ]
+
+
 def bare() -> list[SweepPoint]:
     """One precision, rows without intervals, prices or tokens a request."""
     gone = ("usd_per_hour", "utilisation", "input_tokens_mean", "output_tokens_mean", "tok_s_lo", "tok_s_hi")
@@ -176,6 +197,9 @@ CASES: dict[str, Case] = {
         ),
         PLANNED,
     ),
+    "varied": Case(run_of(varied(USUAL)), PLANNED),
+    "varied, three sessions": Case(run_of(varied(sessions(3)), Slo(3.0, 0.25, 0.06)), OWNED),
+    "varied, one precision": Case(run_of([point for point in varied(USUAL) if "awq" in point.precision]), PLANNED),
     "open loop": Case(run_of(rates()), PLANNED),
     "one trace": Case(run_of([replace(point, arrivals="trace") for point in rates() if point.rate_rps == 1.0])),
     "bare": Case(run_of(bare()), PLANNED),

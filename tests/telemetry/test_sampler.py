@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pynvml
@@ -79,6 +80,21 @@ def test_units_and_figures_that_a_card_does_not_have(replay: Replaying) -> None:
 def test_which_cards_are_read(replay: Replaying, pids: set[int] | None, cards: set[int]) -> None:
     replay("steady")
     assert {sample.index for sample in take(4, pids).samples} == cards
+
+
+@pytest.mark.usefixtures("fast")
+def test_every_card_of_an_engine_on_several_is_read(replay: Replaying, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensor parallel: one worker a card, all in the engine's tree of processes; a stranger holds memory too."""
+    replay("steady")
+
+    def running(card: dict[str, Any]) -> list[SimpleNamespace]:
+        mine, gib = 5001 + card["index"], 2**30
+        return [SimpleNamespace(pid=mine, usedGpuMemory=6 * gib), SimpleNamespace(pid=7, usedGpuMemory=gib)]
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", running)
+    assert {sample.index for sample in take(4, {4999, 5001, 5002}).samples} == {0, 1}
+    assert {sample.index for sample in take(4, {4999, 5002}).samples} == {1}
+    assert gpu.processes_gib({4999, 5001, 5002}) == 12
 
 
 @pytest.mark.usefixtures("fast")

@@ -146,17 +146,16 @@ const shown = (load) => String(Number.isInteger(load) ? load : Number(load.toPre
 const amount = (load) => (load === 1 && data.closed ? "1 user" : `${shown(load)} ${data.unit}`);
 
 /** The answers for one precision, line by line: label, name, figure, its words, what stands below in small print. */
-function lines({ places, level, fleet, paid, month }, saved, levels) {
+function lines({ places, level, fleet, paid, month }, saved, { levels, standing: role }) {
   const signs = { inside: "✓", doubt: "?", outside: "✗" };
   const tested = levels.map(({ load }, at) => `${shown(load)}\u00a0${signs[places[at]]}`).join("  ");
-  const base = data.precisions[0].name;
   return [
     [`Tested ${data.unit}`, "tested", null, tested],
     ["Safe load of a card", "safe", level && level.load, level ? amount(level.load) : "none"],
     ["Verdict on it", "verdict", null, level ? level.verdict : ""],
     ["Output tokens a second", "tok_s", level && level.tok_s[0], level ? interval(level.tok_s) : ""],
     ["USD/1M output tokens", "price", paid[0], interval(paid)],
-    [`Saving against ${base}`, "saving", saved && saved[0], saved ? compared(saved) : "baseline"],
+    [`Saving against ${data.baseline}`, "saving", saved && saved[0], saved ? compared(saved) : role],
     ["Cards", "cards", fleet && fleet.cards[0], fleet ? cards(fleet) : "", level && reserve(fleet)],
     ["Full at the peak", "peak", fleet && fleet.peak, fleet ? percent(fleet.peak) : ""],
     ["USD a month, all cards", "month", month, number(month)],
@@ -196,8 +195,11 @@ function update() {
   document.getElementById("answers").classList.toggle("stale", wrong.length > 0);
   if (wrong.length) return say(`${wrong[0].labels[0].textContent}: ${wrong[0].validationMessage}`);
   const answers = data.precisions.map((precision) => answer(precision, asked));
-  const savings = answers.map((own, at) => (at ? saving(data.precisions[at], own, answers[0]) : null));
-  show(answers.map((found, at) => lines(found, savings[at], data.precisions[at].levels)));
+  const savings = answers.map((own, at) => {
+    const { base } = data.precisions[at];
+    return base === null ? null : saving(data.precisions[at], own, answers[base]);
+  });
+  show(answers.map((found, at) => lines(found, savings[at], data.precisions[at])));
   return say(sentence(answers, savings));
 }
 

@@ -27,7 +27,7 @@ from harness.analysis.correct import CorrectLine, correct_lines
 from harness.analysis.evidence import Evidence
 from harness.analysis.levels import load, precision_order
 from harness.assumptions import Assumptions
-from harness.files import PARTIAL
+from harness.files import write_whole
 from harness.prices import Prices
 from harness.records import Knee
 from harness.report.run import Run
@@ -100,13 +100,8 @@ def write_workbook(
         sheets.write_prices(pen, tabs["Prices"], run, prices)
     sheets.write_notes(pen, tabs["Notes"], run, notes(run, layout))
     book.close()
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        partial.write_bytes(buffer.getvalue())
-        return partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    write_whole(path, buffer.getvalue())
+    return path
 
 
 def _correct(

@@ -70,16 +70,18 @@ def write_answer(
     others = {line.key for part in layout.sections if part.others_only for line in part.lines}
     for title, keys in ANSWER:
         known = [lines[key] for key in keys if key in lines]
-        if not known or (count == 1 and known[0].key in others):
+        if not known or (not layout.against and known[0].key in others):
             continue
         row += 2
         section(pen, sheet, row, title, how)
         for line in known:
             row += 1
             titled(pen, sheet, row, line, how)
-            if line is known[0] and line.key in others:
-                pen.text(sheet, row, 2, "the baseline", "aside")
-            for at in range(1 if line.key in others else 0, count):
+            for at, precision in enumerate(layout.precisions):
+                if line.key in others and precision not in layout.against:
+                    if line is known[0]:
+                        pen.text(sheet, row, 2 + at, layout.standing(precision), "aside")
+                    continue
                 source = xl_rowcol_to_cell(layout.lines[line.key], 2 + at)
                 style = "strong" if line.key in _STRONG else "figure"
                 pen.formula(sheet, row, 2 + at, f"=Workings!{source}", cells[at].get(line.key), line.form, style)

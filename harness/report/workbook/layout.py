@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from xlsxwriter.utility import xl_col_to_name
 
-from harness.analysis.levels import RATE, USERS, axis, latest, levels, load, precision_order
+from harness.analysis.levels import RATE, USERS, axis, compared, latest, levels, load, precision_order
 from harness.records import SweepPoint, header
 from harness.report.run import Run
 from harness.report.workbook.answers import COUNTS, answers_sections
@@ -34,6 +35,8 @@ class Layout:
     """The cells of one workbook. Rows and columns are counted from 0, as XlsxWriter does."""
 
     precisions: tuple[str, ...]
+    against: Mapping[str, str]
+    """Each precision that is compared, and its baseline."""
     closed: bool
     """The load is users; else requests a second."""
     points: tuple[SweepPoint, ...]
@@ -56,6 +59,10 @@ class Layout:
     def unit(self) -> str:
         return (USERS if self.closed else RATE).unit
 
+    def standing(self, precision: str) -> str:
+        """Of a precision that is not compared: why not."""
+        return "the baseline" if precision in {self.precisions[0], *self.against.values()} else "no baseline"
+
     def block(self, precision: str) -> tuple[int, int] | None:
         """First and last row of a precision on Levels; None where it has none."""
         rows = [FIRST + at for at, level in enumerate(self.levels) if level.precision == precision]
@@ -75,10 +82,11 @@ class Layout:
 
     def workings_cells(self, precision: str) -> dict[str, str]:
         """What the braces of the lines of Workings mean in a precision's column."""
-        here, base = (xl_col_to_name(2 + self.precisions.index(name), True) for name in (precision, self.precisions[0]))
+        baseline = self.against.get(precision, self.precisions[0])
+        here, base = (xl_col_to_name(2 + self.precisions.index(name), True) for name in (precision, baseline))
         cells = {key: f"{here[1:]}{row + 1}" for key, row in self.lines.items()}
         cells |= {f"base_{key}": f"{base}{row + 1}" for key, row in self.lines.items()}
-        for prefix, name in (("all_", precision), ("base_all_", self.precisions[0])):
+        for prefix, name in (("all_", precision), ("base_all_", baseline)):
             cells |= {f"{prefix}{key}": self.level_range(name, key) for key in self.level_columns}
         if self.judged:
             cells |= {key: f"Quality!{here}${FIRST + at + 1}" for at, key in enumerate(COUNTS)}
@@ -132,6 +140,7 @@ def lay_out(run: Run, with_workings: bool, judged: bool = False) -> Layout:
         row += 1  # and nothing
     return Layout(
         precisions=tuple(order),
+        against=compared(run.points),
         closed=closed,
         points=tuple(points),
         levels=tuple(merged),

@@ -117,8 +117,8 @@ def write_workings(pen: Pen, sheet: Worksheet, run: Run, layout: Layout, cells: 
         for line in part.lines:
             row = layout.lines[line.key]
             titled(pen, sheet, row, line, how)
-            for at, names in enumerate(named):
-                if at or not part.others_only:
+            for at, (precision, names) in enumerate(zip(layout.precisions, named, strict=True)):
+                if precision in layout.against or not part.others_only:
                     worked = line.formula.format_map(names)
                     pen.formula(sheet, row, 2 + at, worked, cells[at].get(line.key), line.form)
     columns(sheet, [46, 11, *[15] * len(layout.precisions), 86])

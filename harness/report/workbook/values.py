@@ -142,7 +142,7 @@ def _stated(assumptions: Assumptions) -> tuple[tuple[str, int], tuple[str, int]]
 def workings_cells(
     points: Sequence[SweepPoint], knees: Sequence[Knee], assumptions: Assumptions, sessions: Sessions
 ) -> list[Cells]:
-    """The figures of each knee's precision, in the order of the knees, of which the first is the baseline's."""
+    """The figures of each knee's precision, in the order of the knees, baselines before what is compared with them."""
     merged = levels(points)
     lines: dict[str, list[CostLine]] = {}
     for line in stated_lines(points, knees, assumptions):
@@ -152,11 +152,11 @@ def workings_cells(
     freed = {line.precision: line for line in freed_memory(points, assumptions.context_tokens)}
     plans, spent = plan_cards(points, knees, assumptions), spends(points, knees, assumptions)
     found: list[Cells] = []
-    operating: list[SweepPoint | None] = []
+    operating: dict[str, SweepPoint | None] = {}
     for knee, plan, spend in zip(knees, plans, spent, strict=True):
         own = [level for level in merged if level.precision == knee.precision]
         at = next((level for level in own if load(level) == safe_load(knee)), None)
-        operating.append(at)
+        operating[knee.precision] = at
         cells = _at_slo(own, at, lines[knee.precision][0], assumptions)
         if axis(points) is USERS:
             for (point, users), line in zip(_stated(assumptions), lines[knee.precision][1:], strict=True):
@@ -165,7 +165,8 @@ def workings_cells(
         cells |= _cards(plan, assumptions) | _spend(spend, hour) | _api(spend, hour)
         cells |= _memory(memory.get(knee.precision, MemoryLine(knee.precision)))
         if knee.precision in saved:
-            cells |= _saving(saved[knee.precision], operating[0], at, assumptions, sessions)
+            base = operating.get(saved[knee.precision].baseline)  # a baseline stands before what is compared with it
+            cells |= _saving(saved[knee.precision], base, at, assumptions, sessions)
             cells |= _freed(freed[knee.precision])
         found.append(cells)
     return found
