@@ -37,7 +37,7 @@ length_jitter = 0.25
 requests = 20
 """
 TRUTH = "min_window_s = 55.0\nmax_window_s = 90.0\n"
-VLLM = "min_window_s = 110.0\nmax_window_s = 180.0\nthink_s = 5.0\n"
+VLLM = "min_window_s = 50.0\nmax_window_s = 90.0\nthink_s = 5.0\n"
 """Users who think: hours of an engine on a machine that others share, and servers rarely stand at their limit."""
 ROLES = {"harness.load.truth": "truth", "harness.load.worker": "generator", "vllm": "engine", "VLLM": "engine"}
 """Part of a process's command line -> what it is called; any other is the sweep itself."""

@@ -204,7 +204,7 @@ def test_every_broken_run_is_listed_with_why(tmp_path: Path) -> None:
     }
     for name, beginning in (
         ("nothing-yet", "points.csv: the columns are not"), ("toml", "run.toml: "), ("deep", "environment.json: "),
-        ("bytes", "'utf-8' codec"),
+        ("bytes", "points.csv: is no table of ours ('utf-8' codec"),
     ):  # fmt: skip
         assert (found[name] or "").startswith(beginning), name
     kept = {run.run: run for run in history(tmp_path)}

@@ -377,13 +377,13 @@ def test_a_full_disk(truth: Truth, begin: Begin, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = begin(
         "--endpoint", truth(*FAST), "--model", "truth", "--conc", "1,2,3", "--scenario", small(tmp_path),
-        "--out", str(out), file_size=12_000,
+        "--out", str(out), file_size=18_000,
     )  # fmt: skip
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "File too large" in stderr and "free space" in stderr and "--resume" in stderr, stderr
     assert "Traceback" not in stderr and "Exception ignored" not in stderr
-    assert (out / "requests.csv").stat().st_size == 12_000
+    assert (out / "requests.csv").stat().st_size == 18_000
     before = rows(out)
     assert 1 <= len(before) < 3
     done = bench("--resume", str(out))

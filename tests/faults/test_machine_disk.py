@@ -64,7 +64,7 @@ def test_a_full_disk_of_its_own(truth: Truth, tmp_path: Path) -> None:
         "--out", str(disk / "run"),
     )  # fmt: skip
     command = " ".join(line(*arguments))
-    done = mounted(disk, "-o size=28k", f"{command}; ended=$?; cp -r {disk}/run {kept}; exit $ended")
+    done = mounted(disk, "-o size=36k", f"{command}; ended=$?; cp -r {disk}/run {kept}; exit $ended")
     assert done.returncode == 1, done.stderr
     assert "No space left" in done.stderr and "free space" in done.stderr and "--resume" in done.stderr
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr

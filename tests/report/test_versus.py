@@ -346,7 +346,7 @@ def test_text_from_outside_stays_text(tmp_path: Path) -> None:
     )
     found = compare_runs(before, after)
     text = page(found)
-    assert r"\<B\>\*X\*�\[31M\|Y" in text
+    assert r"\<B\>\*X\*⟨U+001B⟩\[31M\|Y" in text
     assert "<B>" not in text and "\x1b" not in text
     for said in (
         headline(found),
