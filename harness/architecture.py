@@ -194,9 +194,20 @@ def architecture(config: dict[str, Any]) -> Architecture | None:
             window=int(config["sliding_window"]) if windowed else None,
             windowed_layers=windowed,
         )
+        sizes = (
+            plain.layers,
+            plain.hidden,
+            plain.intermediate,
+            heads,
+            plain.kv_heads,
+            plain.head_dim,
+            plain.vocabulary,
+        )
+        if min(sizes) < 1:
+            raise ValueError("a size below 1")
         return replace(plain, biases=_biases(family, config, plain))
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise ModelError(f"config.json of a {config['model_type']} model: {error} is missing or no number.") from error
+        raise ModelError(f"config.json of a {config['model_type']} model: {error} is missing or cannot be.") from error
 
 
 def _biases(family: _Family, config: dict[str, Any], shape: Architecture) -> int:

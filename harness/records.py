@@ -706,8 +706,8 @@ def _read_cell(text: str, hint: Any, optional: bool) -> Any:
     if hint is str:
         return uncell(text)
     value = hint(text)
-    if hint is float and not math.isfinite(value):
-        raise ValueError(text)  # we write none: missing is an empty cell
+    if hint is float and not math.isfinite(value) or hint is int and abs(value) > 2**63:
+        raise ValueError(text)  # we write none: missing is an empty cell, and counts have 64 bits
     return value
 
 
@@ -833,7 +833,7 @@ def _checked_header(path: Path, names: Iterable[str] | None, record_type: type[A
     expected = {field.name: field.default is MISSING for field in fields(record_type)}
     given = tuple(names or ())
     missing = ", ".join(name for name, needed in expected.items() if needed and name not in given)
-    unknown = ", ".join(name for name in given if name not in expected)
+    unknown = ", ".join(name or "one without a name" for name in given if name not in expected)
     if missing or unknown or len(set(given)) != len(given):
         raise RecordError(
             f"{path.name}: the columns are not those of {record_type.__name__} in schema {SCHEMA} "

@@ -36,7 +36,11 @@ def record_of(
     except ValidationError as fault:
         first = fault.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "?"
-        raise error(f"{source}: {key} = {first.get('input')!r}: {first['msg']}") from fault
+        try:
+            given = repr(first.get("input"))
+        except ValueError:  # Python writes no number of thousands of digits
+            given = "thousands of digits"
+        raise error(f"{source}: {key} = {given}: {first['msg']}") from fault
 
 
 def check(

@@ -19,7 +19,8 @@ from harness.errors import InputError
 from harness.suggest import did_you_mean
 
 _ALLOWED = "p95=3s, ttft=500ms, tpot=50ms, goodput=90%, joined by commas"
-_DIGITS = r"[0-9]{1,12}(?:\.[0-9]{1,12})?"
+_DIGITS = r"[0-9]{1,12}(?:\.[0-9]{1,30})?"
+"""As many decimals as `text` can write: 81.2 ms are 0.08120000000000001 s."""
 _NAMES = {"p95": "p95_s", "ttft": "ttft_s", "tpot": "tpot_s", "goodput": "goodput"}
 
 

@@ -81,12 +81,12 @@ def read_answers(path: Path) -> list[Answer]:
     if not path.is_file():
         return []
     answers = []
-    with path.open(encoding="utf-8", newline="\n") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if line.endswith("\n"):
+            if line.endswith(b"\n"):
                 try:
                     answers.append(_answer(json.loads(line)))
-                except (ValueError, KeyError, TypeError, RecursionError) as error:
+                except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
                     raise RecordError(f"{path.name}, line {number}: is no answer ({error})") from error
     return answers
 
@@ -285,6 +285,8 @@ def _line(answer: Answer) -> str:
 
 
 def _answer(row: Mapping[str, Any]) -> Answer:
+    if not isinstance(row, dict):
+        raise TypeError("no table")
     known = {field.name for field in fields(Answer)}
     values = {name: value for name, value in row.items() if name in known}
     values["tokens"] = tuple(values.get("tokens", ()))

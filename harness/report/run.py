@@ -166,7 +166,10 @@ def prediction_fault(points: Sequence[SweepPoint]) -> str | None:
 def slo_of(scenario: Mapping[str, Any]) -> Slo:
     """The run's own service level; the scenario's default where it does not say."""
     names = ("slo_p95_s", "slo_ttft_s", "slo_tpot_s", "slo_goodput")
-    given = [float(value) if isinstance(value := scenario.get(name), (int, float)) else None for name in names]
+    try:
+        given = [float(value) if isinstance(value := scenario.get(name), (int, float)) else None for name in names]
+    except OverflowError:  # no float is as large, and no answer as late
+        given = []
     return Slo(*given) if any(given) else Scenario("").slo
 
 

@@ -67,9 +67,12 @@ def scrape(client: httpx.Client) -> EngineCounters:
 def _samples(text: str, wanted: set[str]) -> dict[str, list[float]]:
     page = "\n".join(_lines_of(text, wanted)) + "\n"
     samples: dict[str, list[float]] = {}
-    for family in text_string_to_metric_families(page):
-        for sample in family.samples:
-            samples.setdefault(sample.name, []).append(float(sample.value))
+    try:
+        for family in text_string_to_metric_families(page):
+            for sample in family.samples:
+                samples.setdefault(sample.name, []).append(float(sample.value))
+    except OverflowError as error:  # of a number with hundreds of digits
+        raise ValueError(f"a number that cannot be: {error}") from error
     return samples
 
 

@@ -18,9 +18,9 @@ from harness.telemetry.kernels import Launch, Mark, Recording, Step, Trace, kind
 
 # execute_context_1(128)_generation_0(0): vLLM 0.32, v1/worker/gpu_worker.py, requests and tokens still in their prompt
 # and those that generate. With detailed_trace_annotation: execute_128_context_1(sq128sk128...)_generation_0(sq0sk0...).
-_CONTEXT = re.compile(r"^execute_(?:\d+_)?context_(\d+)\(.*\)_generation_(\d+)\(.*\)$")
+_CONTEXT = re.compile(r"^execute_(?:\d+_)?context_(\d{1,9})\(.*\)_generation_(\d{1,9})\(.*\)$")
 # Before: execute_new_1_cached_0. The later parts of a prompt that is read in parts are among the cached.
-_NEW = re.compile(r"^execute_new_(\d+)_cached_(\d+)$")
+_NEW = re.compile(r"^execute_new_(\d{1,9})_cached_(\d{1,9})$")
 _MODEL = frozenset({"gemm", "fused", "dequant", "attention"})
 """Kinds that only a forward pass has."""
 

@@ -57,6 +57,8 @@ def read(path: Path) -> Recording:
             span = (sys.intern(str(event["name"])), float(event["ts"]), float(event["ts"]) + float(event["dur"]))
             arguments = event.get("args") or {}
             correlation = arguments.get("correlation")
+            if correlation is not None and not isinstance(correlation, int):
+                raise TypeError("its correlation is no number")
             thread = f"thread {event.get('tid')}"
             if category in _WORK:
                 work.append(span)

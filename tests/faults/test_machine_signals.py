@@ -32,7 +32,7 @@ def background() -> Iterator[Begin]:
         started.append(
             subprocess.Popen(
                 line(*arguments), stdout=pipe, stderr=pipe, text=True, start_new_session=True,
-                preexec_fn=lambda: signal.signal(ignores, signal.SIG_IGN),
+                preexec_fn=lambda: _only_ignoring(ignores),
             )
         )  # fmt: skip
         return started[-1]
@@ -40,6 +40,12 @@ def background() -> Iterator[Begin]:
     yield start
     for process in started:
         end(process)
+
+
+def _only_ignoring(ignored: signal.Signals) -> None:
+    """Whatever the tests themselves were started under, as nohup."""
+    for number in (signal.SIGTERM, signal.SIGHUP, ignored):
+        signal.signal(number, signal.SIG_IGN if number == ignored else signal.SIG_DFL)
 
 
 def code(process: subprocess.Popen[str]) -> int:
