@@ -84,7 +84,7 @@ def written(path: Path, events: list[Any], **more: Any) -> Path:
         {"schemaVersion": 1, "host_name": "secret-host", **more, "traceEvents": events, "traceName": "/p"}
     )
     if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(text.encode()))
+        path.write_bytes(gzip.compress(text.encode(), mtime=0))
     else:
         path.write_text(text, encoding="utf-8")
     return path
@@ -233,7 +233,7 @@ KERNEL = b'{"traceEvents": [{"ph": "X", "cat": "kernel", "name": "k", '
         (KERNEL + b'"ts": 1, "dur": 1, "args": 3}]}', "AttributeError"),
         (KERNEL + b'"ts": 1, "dur": 1}]}', "no step can be found"),
         (b"\x1f\x8b", "cannot be unpacked"),
-        (gzip.compress(b'{"traceEvents": []}')[:-6], "cannot be unpacked"),
+        (gzip.compress(b'{"traceEvents": []}', mtime=0)[:-6], "cannot be unpacked"),
         (b"\x1f\x8b\x08" + bytes(40), "cannot be unpacked"),
         (b"\x89PNG\r\n\x1a\n" + bytes(range(128, 160)), "no text"),
     ],
