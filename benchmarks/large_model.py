@@ -28,16 +28,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from random_model import QWEN_1_5B, VOCABULARY, make_model
 
-HIDDEN, INTERMEDIATE, HEADS, SHARED, VOCABULARY = 1536, 8960, 12, 2, 151_936
-SHARDS = 4
 GIB = 2**30
 _LOOK_S = 0.05
 
@@ -69,62 +67,6 @@ class Call:
     found: int
     left: int
     killed: bool
-
-
-def make_model(path: Path, blocks: int) -> None:
-    """Write the model, a shard in memory at a time."""
-    config = {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": SHARED,
-        "num_hidden_layers": blocks,
-        "vocab_size": VOCABULARY,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": True,
-        "dtype": "bfloat16",
-    }
-    path.mkdir(parents=True)
-    (path / "config.json").write_text(json.dumps(config))
-    generator = torch.Generator().manual_seed(0)
-    index: dict[str, str] = {}
-    for shard in range(SHARDS):
-        name = f"model-{shard + 1:05d}-of-{SHARDS:05d}.safetensors"
-        tensors: dict[str, torch.Tensor] = {}
-        if shard == 0:
-            tensors["model.embed_tokens.weight"] = weight(generator, VOCABULARY, HIDDEN) * math.sqrt(HIDDEN)
-        for block in range(shard * blocks // SHARDS, (shard + 1) * blocks // SHARDS):
-            tensors |= {f"model.layers.{block}.{part}": tensor for part, tensor in block_of(generator)}
-        if shard == SHARDS - 1:
-            tensors["model.norm.weight"] = vector(generator, HIDDEN, 1.0)
-        save_file(tensors, path / name, metadata={"format": "pt"})
-        index |= dict.fromkeys(tensors, name)
-    (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-
-
-def block_of(generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of one block by their names in it."""
-    shared = HIDDEN // HEADS * SHARED
-    for projection, rows in (("q", HIDDEN), ("k", shared), ("v", shared)):
-        yield f"self_attn.{projection}_proj.weight", weight(generator, rows, HIDDEN)
-        yield f"self_attn.{projection}_proj.bias", vector(generator, rows, 0.0)
-    yield "self_attn.o_proj.weight", weight(generator, HIDDEN, HIDDEN)
-    yield "mlp.gate_proj.weight", weight(generator, INTERMEDIATE, HIDDEN)
-    yield "mlp.up_proj.weight", weight(generator, INTERMEDIATE, HIDDEN)
-    yield "mlp.down_proj.weight", weight(generator, HIDDEN, INTERMEDIATE)
-    yield "input_layernorm.weight", vector(generator, HIDDEN, 1.0)
-    yield "post_attention_layernorm.weight", vector(generator, HIDDEN, 1.0)
-
-
-def weight(generator: torch.Generator, rows: int, columns: int) -> torch.Tensor:
-    values = torch.randn(rows, columns, generator=generator) * math.sqrt(1 / columns)
-    return values.to(torch.bfloat16)
-
-
-def vector(generator: torch.Generator, size: int, mean: float) -> torch.Tensor:
-    return (mean + 0.1 * torch.randn(size, generator=generator)).to(torch.bfloat16)
 
 
 def memory(status: str) -> Memory:
@@ -201,7 +143,7 @@ def main() -> None:
     where, blocks = options.where, options.blocks
     model, tokens = where / "model", where / "tokens.jsonl"
     if not model.exists():
-        make_model(model, blocks)
+        make_model(model, QWEN_1_5B, blocks)
     if not tokens.exists():
         seeded = torch.Generator().manual_seed(1)
         ids = torch.randint(0, VOCABULARY, (options.samples, options.length), generator=seeded)

@@ -22,9 +22,7 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-
-HIDDEN, INTERMEDIATE, HEADS, SHARED, VOCABULARY = 896, 4864, 14, 2, 151_936
+from random_model import QWEN_0_5B, VOCABULARY, make_model
 
 CHILD = """
 import json, resource, sys
@@ -48,56 +46,6 @@ recipe = Recipe(method, default_scheme(method), samples=int(samples))
 made = quantize.job.quantize_model(model, recipe, out=Path(out), calibration=Path(tokens), progress=progress)
 say(seconds=made.seconds, sha256=made.checkpoint_sha256)
 """
-
-
-def make_model(path: Path, blocks: int, shards: int = 4) -> None:
-    """Write the model, a shard in memory at a time."""
-    config = {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": SHARED,
-        "num_hidden_layers": blocks,
-        "vocab_size": VOCABULARY,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": True,
-        "dtype": "bfloat16",
-    }
-    path.mkdir(parents=True)
-    (path / "config.json").write_text(json.dumps(config))
-    generator = torch.Generator().manual_seed(0)
-    keys = HIDDEN // HEADS * SHARED
-
-    def weight(rows: int, columns: int) -> torch.Tensor:
-        return (torch.randn(rows, columns, generator=generator) * columns**-0.5).to(torch.bfloat16)
-
-    def vector(size: int, mean: float = 0.0) -> torch.Tensor:
-        return (mean + 0.1 * torch.randn(size, generator=generator)).to(torch.bfloat16)
-
-    index: dict[str, str] = {}
-    for shard in range(shards):
-        name = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
-        tensors = {}
-        if shard == 0:
-            tensors["model.embed_tokens.weight"] = weight(VOCABULARY, HIDDEN) * 10
-        for block in range(shard * blocks // shards, (shard + 1) * blocks // shards):
-            prefix = f"model.layers.{block}."
-            for projection, rows in (("q", HIDDEN), ("k", keys), ("v", keys)):
-                tensors[f"{prefix}self_attn.{projection}_proj.weight"] = weight(rows, HIDDEN)
-                tensors[f"{prefix}self_attn.{projection}_proj.bias"] = vector(rows)
-            tensors[f"{prefix}self_attn.o_proj.weight"] = weight(HIDDEN, HIDDEN)
-            tensors[f"{prefix}mlp.gate_proj.weight"] = weight(INTERMEDIATE, HIDDEN)
-            tensors[f"{prefix}mlp.up_proj.weight"] = weight(INTERMEDIATE, HIDDEN)
-            tensors[f"{prefix}mlp.down_proj.weight"] = weight(HIDDEN, INTERMEDIATE)
-            tensors[f"{prefix}input_layernorm.weight"] = vector(HIDDEN, 1.0)
-            tensors[f"{prefix}post_attention_layernorm.weight"] = vector(HIDDEN, 1.0)
-        if shard == shards - 1:
-            tensors["model.norm.weight"] = vector(HIDDEN, 1.0)
-        save_file(tensors, path / name, metadata={"format": "pt"})
-        index.update(dict.fromkeys(tensors, name))
-    (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
 
 
 def child(method: str, model: Path, out: Path, tokens: Path, samples: int, stop: int) -> subprocess.Popen[str]:
@@ -134,7 +82,7 @@ def main() -> None:
     where = Path(tempfile.mkdtemp(prefix="kneebench-memory-"))
     try:
         model, tokens = where / "model", where / "tokens.jsonl"
-        make_model(model, options.blocks)
+        make_model(model, QWEN_0_5B, options.blocks)
         ids = torch.randint(0, VOCABULARY, (options.samples, 512), generator=torch.Generator().manual_seed(1))
         tokens.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in ids.tolist()))
         for method in options.methods:

@@ -24,7 +24,7 @@ from typing import Any
 
 from harness import models
 from harness.architecture import quantization, read_config
-from harness.engines import plugin
+from harness.engines import ServeSpec, plugin
 from harness.errors import InputError, MissingTool, RunError
 from harness.telemetry.gpu import gpus
 
@@ -170,6 +170,17 @@ def check_fits(
         max_model_len,
         cards=cards,
         kv_cache_dtype=kv_cache_dtype,
+    )
+
+
+def check_served(model: models.Model, spec: ServeSpec) -> None:
+    """`check_fits` for the server that `spec` would start."""
+    check_fits(
+        model,
+        spec.gpu_memory_utilization,
+        spec.max_model_len,
+        cards=spec.cards,
+        kv_cache_dtype=spec.kv_cache_dtype,
     )
 
 

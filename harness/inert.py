@@ -22,6 +22,13 @@ def visible(text: str) -> str:
     return "".join(letter if _harmless(letter) else f"⟨U+{ord(letter):04X}⟩" for letter in text)
 
 
+def one_line(text: object) -> str:
+    """`text` on one line, with nothing in it that a terminal or a table takes for something else than text."""
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(str(text).split())
+    )
+
+
 def cell(text: str) -> str:
     """`text`, made visible, for a CSV cell that a spreadsheet shows instead of computing: an apostrophe stands before
     what would be a formula.

@@ -250,7 +250,7 @@ def _sweep_vllm(
     for name, given in wanted.items():
         for told in served_with.values():
             if given is not None or name == "bf16":
-                _check_fits(given or model, spec(request, name, given or model, told))
+                checkpoints.check_served(given or model, spec(request, name, given or model, told))
     if any(given is None and name != "bf16" for name, given in wanted.items()):
         checkpoints.check_quantizer()
 
@@ -261,7 +261,7 @@ def _sweep_vllm(
         for name, given in wanted.items():
             checkpoint, digest = checkpoints.checkpoint(name, given, model, request.calibration, observer.status)
             for told in served_with.values():
-                _check_fits(checkpoint, spec(request, name, checkpoint, told))
+                checkpoints.check_served(checkpoint, spec(request, name, checkpoint, told))
             served[name] = checkpoint
             ready[name] = Variant(
                 name, digest, checkpoints.is_quantized(checkpoint), checkpoints.weight_bytes(checkpoint)
@@ -573,16 +573,6 @@ def spec(request: SweepRequest, precision: str, model: models.Model, told: Seque
         port=request.port,
     )
     return arguments.placed(plain, told)
-
-
-def _check_fits(model: models.Model, spec: ServeSpec) -> None:
-    checkpoints.check_fits(
-        model,
-        spec.gpu_memory_utilization,
-        spec.max_model_len,
-        cards=spec.cards,
-        kv_cache_dtype=spec.kv_cache_dtype,
-    )
 
 
 def _check_varied(request: SweepRequest, env: environment.EngineEnv) -> None:

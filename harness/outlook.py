@@ -38,7 +38,7 @@ from harness.engines.arguments import written
 from harness.engines.vllm import START_TIMEOUT_S
 from harness.errors import InputError, KneebenchError
 from harness.job import SweepRequest
-from harness.placing import priced
+from harness.placing import letters, priced
 from harness.records import Cell, Scenario, SweepPoint, read_table
 from harness.sweep import Session, Variant
 from harness.telemetry.gpu import gpus
@@ -326,7 +326,7 @@ def _one_card(name: str | None) -> str | None:
     try:
         return card(name).id
     except KneebenchError:
-        return re.sub(r"[\W_]", "", name.lower())
+        return letters(name)
 
 
 def _name(request: SweepRequest) -> str:

@@ -111,7 +111,7 @@ def card_types(nodes: Sequence[Node]) -> dict[str, str]:
 
 def _label(nodes: Sequence[Node], card_type: str) -> str:
     known = card_types(nodes)
-    found = {_plain(name): label for name, label in known.items()}.get(_plain(card_type))
+    found = {letters(name): label for name, label in known.items()}.get(letters(card_type))
     if found is None:
         raise InputError(
             f"--card {card_type}: no node of the cluster says that it has such a card",
@@ -121,8 +121,8 @@ def _label(nodes: Sequence[Node], card_type: str) -> str:
     return found
 
 
-def _plain(name: str) -> str:
-    """RTX A4000, rtx-a4000 and rtx_a4000 are one card."""
+def letters(name: str) -> str:
+    """What counts in a card's name: RTX A4000, rtx-a4000 and rtx_a4000 are one card."""
     return re.sub(r"[\W_]", "", name.lower())
 
 

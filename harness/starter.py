@@ -17,13 +17,13 @@ from typing import Any
 from harness.architecture import architecture, read_config
 from harness.errors import InputError
 from harness.files import write_whole
+from harness.models import GIB
 from harness.predict import cards
 from harness.prices import Rent, load_prices, offer
 from harness.scenario import load_scenario, scenarios_dir
 from harness.telemetry.gpu import Gpu
 
 WIDTH = 80
-GIB = 2**30
 _LADDER = ("0.5", "1.5", "3", "7", "14", "32")
 """Billions of parameters of the Qwen2.5 models: one family whose shapes are known, from the smallest on."""
 _WEIGHTS_SHARE = 0.6

@@ -35,6 +35,7 @@ import httptools
 import msgspec
 
 from harness.engines.address import Address
+from harness.inert import one_line
 from harness.load.poller import LEAST_GAP_NS, Poller
 from harness.records import RequestRecord
 
@@ -603,13 +604,8 @@ def fill(record: RequestRecord, exchange: Exchange) -> RequestRecord:
         chunk_us=tuple([(stamp - origin) // 1000 for stamp in reader.stamps]),
         chunk_tokens=tuple(reader.tokens),
         error=error[0] if error else None,
-        error_detail=_plain(error[1]) if error else None,
+        error_detail=one_line(error[1]) if error else None,
     )
-
-
-def _plain(said: str) -> str:
-    """On one line, and nothing in it that a terminal or a table would take for something else than text."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(said.split()))
 
 
 def _kind(problem: OSError, stage: str) -> str:

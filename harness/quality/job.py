@@ -393,13 +393,7 @@ def _served(plan: _Plan, precision: str, directory: QualityDirectory, observer: 
         extra_args=("--max-logprobs", "-1"),
     )
     spec = arguments.placed(spec, request.engine_args)
-    checkpoints.check_fits(
-        runnable,
-        spec.gpu_memory_utilization,
-        spec.max_model_len,
-        cards=spec.cards,
-        kv_cache_dtype=spec.kv_cache_dtype,
-    )
+    checkpoints.check_served(runnable, spec)
     log = directory.log_of(precision)
     with vllm.serve(spec, env, log, observer.status) as engine:
         directory.describe_engine(log, engine.info)

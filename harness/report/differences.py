@@ -7,6 +7,7 @@ from pathlib import PurePath
 
 from harness.analysis.headline import label
 from harness.analysis.levels import precision_order
+from harness.inert import one_line
 from harness.records import Scenario
 from harness.report.run import Run, common
 
@@ -35,7 +36,7 @@ def asked_differently(one: Run, two: Run) -> list[str]:
     default = Scenario("")
     found = [(key, *(run.scenario.get(key, getattr(default, key)) for run in (one, two))) for key in _ASKED]
     found += [(key, _content(one, key), _content(two, key)) for key in ("dataset", "trace")]
-    return [f"{key} {plain(was)} against {plain(now)}" for key, was, now in found if was != now]
+    return [f"{key} {one_line(was)} against {one_line(now)}" for key, was, now in found if was != now]
 
 
 def facts(before: Run, after: Run) -> dict[str, tuple[str, str]]:
@@ -60,11 +61,6 @@ def differences(before: Run, after: Run) -> list[str]:
 def told(name: str, was: str, now: str) -> str:
     """A fact of both runs: "Model: demo", "Machine: one → another"."""
     return f"{name}: {was}" if was == now else f"{name}: {was or 'not recorded'} → {now or 'not recorded'}"
-
-
-def plain(text: object) -> str:
-    """Text from outside for a terminal: on one line, and nothing in it steers the terminal."""
-    return "".join(letter if letter.isprintable() else "�" for letter in " ".join(str(text).split()))
 
 
 def _content(run: Run, key: str) -> str:
@@ -94,12 +90,12 @@ def _facts_of(run: Run, precisions: Sequence[str]) -> dict[str, str]:
     }
     for precision in precisions:
         own = [point for point in run.points if point.precision == precision]
-        facts[f"{plain(label(precision))} checkpoint"] = str(common(own, "checkpoint_sha256") or "")[:12]
-        facts[f"{plain(label(precision))} kernel"] = common(own, "kernel")
+        facts[f"{one_line(label(precision))} checkpoint"] = str(common(own, "checkpoint_sha256") or "")[:12]
+        facts[f"{one_line(label(precision))} kernel"] = common(own, "kernel")
     default = Scenario("")
     facts |= {key: scenario.get(key, getattr(default, key)) for key in _MEASURED}
     facts |= {key: settings.get(key) for key in _SERVED}
-    return {name: "" if value in (None, []) else plain(value) for name, value in facts.items()}
+    return {name: "" if value in (None, []) else one_line(value) for name, value in facts.items()}
 
 
 def _joined(*parts: object, between: str = ", ") -> str:

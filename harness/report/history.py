@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from harness.analysis.headline import label
 from harness.history import PastRun
-from harness.report.differences import plain
+from harness.inert import one_line
 from harness.report.tables import number
 
 HEADER = ("Run", "Started", "Model", "Scenario", "Engine", "Machine", "Cells", "Verdicts", "Safe load", "tok/s", "")
@@ -26,7 +26,7 @@ def rows(runs: Sequence[PastRun]) -> list[tuple[str, ...]]:
         what = "predicted, not measured" if run.source == "predicted" else ""
         note = "; ".join(part for part in (what, "unfinished" if run.unfinished else "", run.fault or "") if part)
         cells = (run.run, started, run.model, run.scenario, engine, run.machine, _cells(run), verdicts, _safe(run))
-        found.append((*(plain(cell or "") for cell in cells), number(run.tok_s), plain(note)))
+        found.append((*(one_line(cell or "") for cell in cells), number(run.tok_s), one_line(note)))
     return found
 
 

@@ -30,8 +30,9 @@ from harness.analysis.regression import (
 from harness.analysis.words import MEASURED, Words
 from harness.errors import InputError
 from harness.files import write_whole
+from harness.inert import one_line
 from harness.records import SweepPoint
-from harness.report.differences import asked_differently, differences, facts, plain, told
+from harness.report.differences import asked_differently, differences, facts, told
 from harness.report.document import document
 from harness.report.predicted import told as told_of
 from harness.report.run import Run, load_run
@@ -237,7 +238,7 @@ def rows(versus: Versus) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     body: list[tuple[str, ...]] = []
     for change in versus.changes:
         figures = number(change.before), number(change.after), _times(change)
-        cell = plain(label(change.precision)), shown(change.load), _figure(change.metric)
+        cell = one_line(label(change.precision)), shown(change.load), _figure(change.metric)
         body.append((*cell, *figures, _outcome(change), _basis(change)))
     return header, body
 
@@ -292,9 +293,9 @@ def _left_out_words(versus: Versus) -> list[str]:
         absent = [item.point for item in own if item.why == "absent"]
         invalid = [item.point for item in own if item.why == "invalid"]
         if absent:
-            words.append(f"Only in {plain(run.name)}, left out: {_named_rows(absent, reasons=False)}.")
+            words.append(f"Only in {one_line(run.name)}, left out: {_named_rows(absent, reasons=False)}.")
         if invalid:
-            words.append(f"Invalid in {plain(run.name)}, left out: {_named_rows(invalid)}.")
+            words.append(f"Invalid in {one_line(run.name)}, left out: {_named_rows(invalid)}.")
     cells: dict[tuple[str, float, float | None], set[str]] = {}
     for change in versus.changes:
         cells.setdefault((change.precision, change.load, change.rate_rps), set()).add(change.metric)
@@ -313,7 +314,7 @@ def _named_rows(points: Iterable[SweepPoint], reasons: bool = True) -> str:
         repeat = f", repeat {point.repeat}" if point.repeat > 1 else ""
         cell = _cell(point.precision, load(point), point.rate_rps)
         named.append(f"{cell}{repeat}{why if reasons and point.verdict_reasons else ''}")
-    return plain("; ".join(named))
+    return one_line("; ".join(named))
 
 
 def _most(versus: Versus, outcome: str) -> str:
@@ -325,7 +326,7 @@ def _most(versus: Versus, outcome: str) -> str:
 
 
 def _cell(precision: str, at: float, rate_rps: float | None) -> str:
-    return f"{plain(label(precision))} at {(USERS if rate_rps is None else RATE).amount(at)}"
+    return f"{one_line(label(precision))} at {(USERS if rate_rps is None else RATE).amount(at)}"
 
 
 def _times(change: Change) -> str:

@@ -123,13 +123,7 @@ def record(request: TraceRequest, observer: Observer, argv: Sequence[str] = ()) 
     )
     limits = arguments.placed(plain, request.engine_args)
     for served in (given or model for given in wanted.values()):
-        checkpoints.check_fits(
-            served,
-            limits.gpu_memory_utilization,
-            limits.max_model_len,
-            cards=limits.cards,
-            kv_cache_dtype=limits.kv_cache_dtype,
-        )
+        checkpoints.check_served(served, limits)
     if any(given is None and name != "bf16" for name, given in wanted.items()):
         checkpoints.check_quantizer()
 
