@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import bisect
 import functools
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from harness.errors import InputError
 from harness.records import KernelRow
@@ -162,6 +163,17 @@ def kind_of(name: str) -> str | None:
 
 
 # --- times ------------------------------------------------------------------------------------------------------------
+
+
+def instant(told: Any) -> float:
+    """A time of a profiler's file as a float. Raises ValueError: no number, or none that times can be compared with."""
+    try:
+        time = float(told)
+    except OverflowError:
+        time = math.inf
+    if not math.isfinite(time):
+        raise ValueError(f"{time} is no time")
+    return time
 
 
 def exclusive(spans: Sequence[tuple[float, float]]) -> list[float]:

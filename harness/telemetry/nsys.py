@@ -25,7 +25,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from harness.errors import InputError
-from harness.telemetry.kernels import Range, Recording, ordered, projected, timed
+from harness.telemetry.kernels import Range, Recording, instant, ordered, projected, timed
 
 MAGIC = b"SQLite format 3\0"
 
@@ -59,7 +59,7 @@ def read(path: Path) -> Recording:
         lanes: list[str] = []
         keys: list[_Key] = []
         for name, start, end, stream, process, correlation in _launched(base, tables, path):
-            spans.append((name, start / _NS_IN_US, end / _NS_IN_US))
+            spans.append((name, instant(start / _NS_IN_US), instant(end / _NS_IN_US)))
             lanes.append(f"stream {stream}")
             keys.append((process, correlation))
         calls = _calls(base, tables, path)
@@ -111,7 +111,7 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
             yield base
     except sqlite3.Error as error:
         raise _unusable(path, f"SQLite says: {error}", "export it again") from error
-    except (TypeError, UnicodeDecodeError) as error:  # any column of SQLite's takes anything
+    except (TypeError, ValueError) as error:  # any column of SQLite's takes anything
         raise _unusable(path, f"a cell holds what its column should not ({error})", "export it again") from error
 
 
@@ -163,7 +163,7 @@ def _calls(base: sqlite3.Connection, tables: _Tables, path: Path) -> dict[_Key, 
     found = {}
     for start, thread, correlation in base.execute(f"SELECT start, globalTid, correlationId FROM {_CALLS}"):
         process = thread >> _THREAD_BITS if told else None
-        found[process, correlation] = (str(thread), start / _NS_IN_US)
+        found[process, correlation] = (str(thread), instant(start / _NS_IN_US))
     return found
 
 
@@ -180,7 +180,7 @@ def _ranges(base: sqlite3.Connection, tables: _Tables, path: Path) -> Iterator[R
     chosen = f'SELECT {text}, globalTid, start, "end" FROM {_MARKS} WHERE eventType IN (?, ?) ORDER BY start'
     for name, thread, start, end in base.execute(chosen, _RANGES):
         if name is not None and end is not None and thread is not None:
-            yield Range(str(name), str(thread), start / _NS_IN_US, end / _NS_IN_US)
+            yield Range(str(name), str(thread), instant(start / _NS_IN_US), instant(end / _NS_IN_US))
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -27,7 +27,18 @@ from typing import IO, Any
 
 from harness.errors import InputError
 from harness.files import opened
-from harness.telemetry.kernels import HOST, Launch, Mark, Range, Recording, ordered, pattern_of, projected, timed
+from harness.telemetry.kernels import (
+    HOST,
+    Launch,
+    Mark,
+    Range,
+    Recording,
+    instant,
+    ordered,
+    pattern_of,
+    projected,
+    timed,
+)
 
 _WORK = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
 _CALLS = frozenset({"cuda_runtime", "cuda_driver"})
@@ -54,7 +65,8 @@ def read(path: Path) -> Recording:
     ranges: list[Range] = []
     for category, event in _kept(path):
         try:
-            span = (sys.intern(str(event["name"])), float(event["ts"]), float(event["ts"]) + float(event["dur"]))
+            begin_us = instant(event["ts"])
+            span = (sys.intern(str(event["name"])), begin_us, begin_us + instant(event["dur"]))
             arguments = event.get("args") or {}
             correlation = arguments.get("correlation")
             if correlation is not None and not isinstance(correlation, int):

@@ -652,8 +652,7 @@ class _File:
 def _of_file(name: str, data: bytes, read: Callable[[Path], object]) -> None:
     """Have a file of these bytes read; the project's own errors are answers, too."""
     with _File(name) as path:
-        if data:
-            path.write_bytes(data)
+        path.write_bytes(data)
         try:
             read(path)
         except KneebenchError as error:

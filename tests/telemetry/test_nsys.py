@@ -310,6 +310,14 @@ def test_a_table_of_kernels_without_names_is_refused(tmp_path: Path) -> None:
         nsys.read(path)
 
 
+@pytest.mark.parametrize(("end", "said"), [(float("inf"), "inf is no time"), ("late", "holds what its column")])
+def test_an_end_that_is_no_time_is_refused(tmp_path: Path, end: Any, said: str) -> None:
+    export = Export(tmp_path / "e.sqlite")
+    export.kernel(CUBLAS, 1_000, end, 1)
+    with pytest.raises(InputError, match=said):
+        nsys.read(export.done())
+
+
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
 def test_a_database_that_was_cut_off_is_refused(tmp_path: Path, part: float) -> None:
     whole = generation(Export(tmp_path / "e.sqlite"), (NORM, MARLIN, FLASH), steps=400).read_bytes()
