@@ -340,7 +340,7 @@ def _sweep_endpoint(
             f"--endpoint together with {told[0] if isinstance(told[0], str) else '--vary'}",
             allowed="arguments for an engine that kneebench starts; an endpoint runs already, with its own",
         )
-    with endpoint.attach(request.endpoint, request.model, request.api_key_file) as engine:
+    with endpoint.attach(request.endpoint, request.model, request.api_key_file, observer.note) as engine:
         dialect = probe(engine.target, chat=request.scenario.api == "chat")
         prompts = _prompts(request.scenario, engine)
         with run_directory(request, request.model, resumed) as directory:

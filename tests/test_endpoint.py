@@ -88,6 +88,20 @@ def test_wrong_key_names_the_variable(url: str, monkeypatch: pytest.MonkeyPatch)
         assert engine.target.api_key == KEY
 
 
+@pytest.mark.parametrize(
+    ("url", "key", "warned"),
+    [("http://bench.invalid", KEY, True), ("https://bench.invalid", KEY, False), ("http://bench.invalid", "", False)],
+)
+def test_a_key_over_plain_http_is_told_before_it_is_sent(
+    url: str, key: str, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KNEEBENCH_API_KEY", key)
+    told: list[str] = []
+    with pytest.raises(InputError), attach(url, "alpha", warn=told.append):  # the name leads nowhere
+        pass
+    assert ["plain http" in text and KEY not in text for text in told] == [True] * warned
+
+
 def test_what_is_no_such_server(url: str) -> None:
     with pytest.raises(InputError, match="OpenAI-compatible"), attach(url + "/html"):
         pass

@@ -7,7 +7,7 @@ Kernel, weights and cache stay unknown, and every row says `source=endpoint`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,15 +62,19 @@ class Endpoint:
 
 
 @contextmanager
-def attach(url: str, model: str | None = None, key_file: Path | None = None) -> Iterator[Endpoint]:
+def attach(
+    url: str, model: str | None = None, key_file: Path | None = None, warn: Callable[[str], None] = lambda text: None
+) -> Iterator[Endpoint]:
     """Check that the server answers and knows the model, and yield it. `model` None: the only one that it offers.
 
-    `key_file` holds its key; None: as the environment has it (keys.py).
+    `key_file` holds its key; None: as the environment has it (keys.py). `warn` is told before anything is sent.
     """
     address = Address.parse(url)
     hide(*_private_parts(address, model))
     base_url = address.base_url
     api_key = endpoint_key(address.host, loopback=address.loopback, file=key_file)
+    if api_key is not None and not (address.tls or address.loopback):
+        warn(f"{address.host} is asked over plain http: the key and all prompts can be read on the way there")
     with connect(base_url, api_key, PAGE_TIMEOUT_S) as client:
         offered, simulated = _offered(client, base_url)
         served = _choose(base_url, model, offered)

@@ -373,7 +373,7 @@ def _ask_tasks(plan: _Plan, precision: str, served: _Served, directory: QualityD
 def _served(plan: _Plan, precision: str, directory: QualityDirectory, observer: Observer) -> Iterator[_Served]:
     if plan.model is None:
         name = None if plan.request.model == "demo" else plan.request.model
-        with endpoint.attach(plan.urls[precision], name, plan.request.api_key_file) as attached:
+        with endpoint.attach(plan.urls[precision], name, plan.request.api_key_file, observer.note) as attached:
             yield _Served(attached, "an endpoint")
         return
     request = plan.request
