@@ -11,7 +11,6 @@ documents, the prompts with their few-shots, the right answers and the versions 
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import tempfile
@@ -26,6 +25,7 @@ from harness.files import plain_name, write_whole
 from harness.quality import lm_eval
 from harness.records import Sample
 from harness.redact import redact, redacted
+from harness.suggest import did_you_mean
 
 RESULTS = "results.json"
 
@@ -67,10 +67,9 @@ def check_tasks(tasks: Sequence[str], include: Path | None = None, python: Path 
     known = lm_eval.known_tasks(lm_eval.find(python), include)
     for task in tasks:
         if task not in known:
-            near = difflib.get_close_matches(task, known, n=5)
             raise InputError(
-                f"lm-eval knows no task {task!r}.",
-                allowed=f"the {len(known):,} of `lm-eval ls tasks`" + (f", such as {', '.join(near)}" if near else ""),
+                f"lm-eval knows no task {task!r}{did_you_mean(task, known)}",
+                allowed=f"the {len(known):,} of `lm-eval ls tasks`",
                 remedy="choose one of them, or name the directory of your own with --include",
             )
 
