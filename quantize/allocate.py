@@ -53,7 +53,7 @@ def allocate(
 ) -> Recipe:
     """`recipe` with exceptions that make the checkpoint at most `target_gib`; its own exceptions stay as they are.
 
-    Raises SchemeError where even the recipe's own bits are too large.
+    Raises SchemeError where even the recipe's own bits are too large, and where nothing needs to be quantized.
     """
     choices = measure(source, recipe, sequences[:_SEQUENCES], device)
     fixed = _fixed_bytes(source, choices)
@@ -65,6 +65,13 @@ def allocate(
             f"{least / _GIB:.4g} or more with {recipe.scheme.bits} bits and more (of which {fixed / _GIB:.4g} GiB are "
             "embeddings, norms and what is kept)",
             "Choose fewer --bits, or a larger target",
+        )
+    if all(choice.scheme is None for choice in chosen):
+        whole = fixed + sum(choice.size for choice in chosen)
+        raise SchemeError(
+            f"--target-gib {target_gib:g}",
+            f"less than {whole / _GIB:.4g}, the size of the model as it is",
+            "Serve the model as it is, or name a smaller target",
         )
     everything = [name for choice in chosen for name in choice.site]
     by_scheme: dict[Scheme | None, list[str]] = {}

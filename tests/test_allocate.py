@@ -102,3 +102,8 @@ def test_it_starts_from_the_bits_that_were_asked() -> None:
     assert default_scheme("awq", 8).symmetric
     assert default_scheme("smoothquant") == Scheme(8, -1, symmetric=True, activation_bits=8)
     assert default_scheme("awq+gptq") == Scheme(4, 128)
+
+
+def test_a_target_above_the_model_as_it_is_says_what_that_is(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(SchemeError, match="--target-gib 100.*less than .*, the size of the model as it is"):
+        quantize_model(model, BASE, out=tmp_path / "out", target_gib=100)
