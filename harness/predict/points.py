@@ -160,4 +160,6 @@ def _command(what: Subject, profile: Profile, cell: Cell, is_measured: bool) -> 
         words = ["bench", "sweep", "--model", model, "--precisions", cell.precision, *loads]
         words += ["--scenario", scenario.name, "--input-tokens", str(scenario.input_tokens)]
         words += ["--output-tokens", str(scenario.output_tokens)]
+        size = what.run.settings.get("kv_cache_gib")  # whose default is the card's
+        words += ["--kv-cache-gib", f"{size:g}"] if isinstance(size, int | float) else []
     return " ".join(shlex.quote(" ".join(word.split())) for word in words)

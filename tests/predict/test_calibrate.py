@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -421,6 +422,16 @@ def test_a_model_that_computes(tmp_path: Path) -> None:
     assert "Next: awq-c128 is not measured yet" in text
     assert "bench sweep --model shape:qwen2.5-0.5b --precisions awq --conc 128" in text
     assert profile.read(tmp_path / "own.toml") == found
+
+
+def test_the_next_point_is_asked_of_an_engine_of_the_same_size(tmp_path: Path) -> None:
+    shutil.copytree(RESULTS / "qwen2.5-0.5b-shape", tmp_path / "run")
+    given = (tmp_path / "run" / "run.toml").read_text(encoding="utf-8")
+    wider = given.replace("gpu_memory_utilization = 0.9", "gpu_memory_utilization = 0.9\nkv_cache_gib = 4.5")
+    (tmp_path / "run" / "run.toml").write_text(wider, encoding="utf-8")
+    what = subject(load_run(tmp_path / "run"))
+    found = calibrate.calibrate(what, points.choose(what, None, 3))
+    assert points.next_point(what, found).command.endswith("--kv-cache-gib 4.5")
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
