@@ -17,7 +17,7 @@ from harness.architecture import read_config
 from harness.engines import Target
 from harness.engines.control import connect
 from harness.errors import EngineError
-from harness.load.client import MOST_TOKENS
+from harness.load.answer import MOST_TOKENS
 from harness.load.workload import WORDS, Dialect, vocabulary
 
 _PROBE_TIMEOUT_S = 120.0

@@ -38,7 +38,7 @@ from harness.engines.vllm_log import last_error, read_log, stage
 from harness.errors import KneebenchError
 from harness.job import SweepRequest
 from harness.load import client, dataset, schedule
-from harness.load.client import ResponseReader, StreamError
+from harness.load.answer import ResponseReader, StreamError
 from harness.load.script import STREAM_END, STREAM_HEAD, Refusal, Script, Wording, read_request, tokenized
 from harness.load.truth_socket import Connection
 from harness.prices import load_prices

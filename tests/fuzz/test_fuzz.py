@@ -20,7 +20,7 @@ import pytest
 
 from benchmarks import fuzz
 from harness import redact
-from harness.load import client
+from harness.load import answer
 from harness.telemetry import prometheus
 from tests.fuzz.mutator import mutate
 from tests.fuzz.targets import TARGETS, found
@@ -83,15 +83,15 @@ def test_half_a_log_of_frames_and_half_of_errors() -> None:
 # --- that it would find something -------------------------------------------------------------------------------------
 
 
-_on_body = client.ResponseReader.on_body
+_on_body = answer.ResponseReader.on_body
 
 
-def _forgets_half_a_line(self: client.ResponseReader, body: bytes) -> None:
+def _forgets_half_a_line(self: answer.ResponseReader, body: bytes) -> None:
     _on_body(self, body[: body.rfind(b"\n") + 1])
 
 
 BROKEN: dict[str, tuple[str, Any, str, Any]] = {
-    "a reader that forgets half a line": ("events", client.ResponseReader, "on_body", _forgets_half_a_line),
+    "a reader that forgets half a line": ("events", answer.ResponseReader, "on_body", _forgets_half_a_line),
     "counters that take infinity": ("metrics", prometheus.math, "isfinite", lambda value: True),
     "keys that are left in": ("redacted", redact, "without_keys", lambda text: text),
     "a parser that raises what it does not declare": ("scenario", tomllib, "loads", lambda text: {}["x"]),

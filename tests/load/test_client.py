@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from harness.analysis import metrics
 from harness.engines.address import Address
 from harness.errors import InputError
-from harness.load.client import Connection, Exchange, ResponseReader, StreamError, fill
+from harness.load.answer import ResponseReader, StreamError
+from harness.load.client import Connection, Exchange, fill
 from harness.load.poller import Poller
 from harness.records import RequestRecord
 
