@@ -328,7 +328,7 @@ def test_ctrl_c_keeps_rows_ends_every_engine_and_a_resume_finishes(
 
     watcher = Watcher(interrupt)
     with pytest.raises(KeyboardInterrupt), begun(tmp_path / "run") as directory:
-        plan = Plan(replace(SHORT, min_window_s=1.0))
+        plan = Plan(replace(SHORT, min_window_s=4.0))  # two more cells of each are longer than any end
         connected.run_sweep(sessions, plan, directory, TEMPLATE, opener, watcher)
     assert not running(notes)
     kept = rows_of(tmp_path / "run")
@@ -424,11 +424,10 @@ def test_what_comes_from_an_errand_that_was_given_up_is_not_written(
 def test_when_no_node_is_left_the_sweep_says_so(
     connected: Cluster, notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its nodes are there when the session is sent, and gone when Ray is asked again."""
+    """Its nodes are there when the session is sent, and gone when Ray is asked again, once the engine runs."""
     monkeypatch.setattr(clusters, "PATIENCE_S", 0.5)
     there = connected.nodes()
-    answers = iter([there])
-    monkeypatch.setattr(connected, "nodes", lambda: next(answers, []))
+    monkeypatch.setattr(connected, "nodes", lambda: [] if running(notes) else there)
     sessions = [Session(Variant("bf16"), 1, (Cell("bf16", 1),))]
     slow = replace(SHORT, requests=4000)
     with pytest.raises(RunError, match="no node of the cluster is left"), begun(tmp_path / "run") as directory:

@@ -211,16 +211,20 @@ def small(tmp_path: Path) -> str:
 
 def test_a_whole_search(truth: Callable[..., str], tmp_path: Path) -> None:
     """Four at a time, 20 + 5 · 4 = 40 ms each: N users wait N/4 turns, so 200 ms are met up to 20 of them."""
-    out, assumed = tmp_path / "run", tmp_path / "ours.toml"
+    assumed = tmp_path / "ours.toml"
     assumed.write_text("users = 123\n")
     url = truth("--ttft-ms", "20", "--gap-ms", "4", "--max-running", "4")
-    done = bench(
-        "--endpoint", url, "--model", "truth", "--until", "p95=200ms", "--precision", "20%", "--max-cells", "14",
-        "--scenario", small(tmp_path), "--out", str(out), "--assume", str(assumed),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    rows = read_table(out / "points.csv", SweepPoint)
-    assert len(rows) <= 14
+    for attempt in range(3):  # a busy machine may spoil a row, and its search then ends elsewhere
+        out = tmp_path / f"run-{attempt}"
+        done = bench(
+            "--endpoint", url, "--model", "truth", "--until", "p95=200ms", "--precision", "20%", "--max-cells", "14",
+            "--scenario", small(tmp_path), "--out", str(out), "--assume", str(assumed),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        rows = read_table(out / "points.csv", SweepPoint)
+        assert len(rows) <= 14
+        if all(point.verdict != "invalid" for point in rows):
+            break
     assert list(dict.fromkeys(point.conc for point in rows))[:3] == [1, 2, 4]
     known = bracket(rows, Slo(p95_s=0.2))
     assert known is not None and 4 <= known.low <= 20, "the server cannot be faster than it is"
