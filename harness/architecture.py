@@ -202,6 +202,7 @@ def architecture(config: dict[str, Any]) -> Architecture | None:
             plain.kv_heads,
             plain.head_dim,
             plain.vocabulary,
+            plain.window or 1,
         )
         if min(sizes) < 1:
             raise ValueError("a size below 1")

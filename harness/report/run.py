@@ -9,6 +9,7 @@ What was found about quality, where the directory has any, comes with it.
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -166,11 +167,17 @@ def prediction_fault(points: Sequence[SweepPoint]) -> str | None:
 def slo_of(scenario: Mapping[str, Any]) -> Slo:
     """The run's own service level; the scenario's default where it does not say."""
     names = ("slo_p95_s", "slo_ttft_s", "slo_tpot_s", "slo_goodput")
-    try:
-        given = [float(value) if isinstance(value := scenario.get(name), (int, float)) else None for name in names]
-    except OverflowError:  # no float is as large, and no answer as late
-        given = []
+    given = [_limit(scenario.get(name)) for name in names]
     return Slo(*given) if any(given) else Scenario("").slo
+
+
+def _limit(told: object) -> float | None:
+    """None also for what limits nothing: NaN, and a number that no float holds, which no answer is as late as."""
+    try:
+        limit = float(told) if isinstance(told, int | float) else 0.0
+    except OverflowError:
+        return None
+    return limit if math.isfinite(limit) and limit > 0 else None
 
 
 def _table(toml: Mapping[str, Any], name: str) -> Mapping[str, Any]:
