@@ -10,7 +10,8 @@ load has a level of its own and all have one slope:
     value of cell k = level(load of k) + slope * hours since the start + e(k)
 
 Cells that began in the first ten minutes are warm-up: shown, and in no slope. The interval is 95 % and takes e for
-autocorrelated, AR(1): see `slope`. The same files make the same pages, byte for byte.
+autocorrelated, AR(1): see `slope`. The same files make the same pages, byte for byte. What DIR/conditions.txt says,
+where there is one, is put into the page: what else the machine did.
 """
 
 from __future__ import annotations
@@ -160,6 +161,7 @@ class Soak:
     tok_s: Series
     requests_checked: int
     exit_code: int | None
+    conditions: str = ""
 
 
 def read_soak(directory: Path) -> Soak:
@@ -169,7 +171,7 @@ def read_soak(directory: Path) -> Soak:
     began = datetime.fromisoformat(json.loads((run / "environment.json").read_text(encoding="utf-8"))["started_at"])
     cells = tuple(_cells(run / "points.csv", began))
     clock, checked = _clock(directory, cells)
-    end = directory / "end.json"
+    end, conditions = directory / "end.json", directory / "conditions.txt"
     return Soak(
         name=directory.resolve().name,
         hours=samples[-1][0] if samples else 0.0,
@@ -184,6 +186,7 @@ def read_soak(directory: Path) -> Soak:
         tok_s=_series(cells, lambda cell: cell.point.tok_s),
         requests_checked=checked,
         exit_code=json.loads(end.read_text(encoding="utf-8"))["sweep_exit_code"] if end.exists() else None,
+        conditions=conditions.read_text(encoding="utf-8").strip() if conditions.exists() else "",
     )
 
 
@@ -356,6 +359,7 @@ def _section(soak: Soak) -> str:
         f"{loads or 'none'}; {requests:,} requests inside their windows, "
         f"{sum(cell.point.errors for cell in soak.cells):,} errors; {ended}. "
         f"Verdicts: {_counted(verdicts)}; reasons: {_counted(reasons)}.",
+        *([soak.conditions] if soak.conditions else []),
         "\n".join(_table(soak)),
     ]
     if soak.requests_checked:
