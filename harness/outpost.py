@@ -97,14 +97,15 @@ class Outpost:
         self._send = send
         self._waiting: deque[Item] = deque()  # GPU samples come from a thread of their own
         self._sent_s = time.monotonic()
-        self._logs: list[Path] = []
+        self._log: Path | None = None
+        """Of the engine that runs, or ran last."""
         self._stage = ""
 
     def __enter__(self) -> Outpost:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._take_logs()
+        self._take_log()
         self._flush()
 
     def add_request(self, record: RequestRecord) -> None:
@@ -114,13 +115,15 @@ class Outpost:
         self._waiting.append(sample)
 
     def add_point(self, point: SweepPoint) -> None:
+        """With the engine's log so far: a node that is lost takes no more of it along than of the cells."""
+        self._take_log()
         self._waiting.append(point)
         self._flush()
 
     def fresh(self, stem: str, suffix: str) -> Path:
-        self._take_logs()  # of the engine before, which has ended
-        self._logs.append(fresh(self.scratch, stem, suffix))
-        return self._logs[-1]
+        self._take_log()  # of the engine before, which has ended
+        self._log = fresh(self.scratch, stem, suffix)
+        return self._log
 
     def describe_engine(self, log: Path, info: EngineInfo) -> None:
         """Sent at once: rows of a node that is lost later still have the settings that they were measured with."""
@@ -158,11 +161,9 @@ class Outpost:
         if items:
             self._send(items)
 
-    def _take_logs(self) -> None:
-        for log in self._logs:
-            if log.exists():
-                self._waiting.append(File(log.name, log.read_text(encoding="utf-8", errors="replace")))
-        self._logs.clear()
+    def _take_log(self) -> None:
+        if self._log is not None and self._log.exists():
+            self._waiting.append(File(self._log.name, self._log.read_text(encoding="utf-8", errors="replace")))
 
 
 def run(

@@ -295,6 +295,8 @@ def test_a_node_that_is_killed_costs_one_cell_and_nothing_is_there_twice(
     assert (again.precision, again.repeat, again.attempt) == (first.precision, first.repeat, 2)
     assert again.conc > first.conc and again.node != where
     assert {row.node for row in rows} == {"node-1", "node-2", "node-3"}
+    logs = [path.read_text() for path in (tmp_path / "run").glob(f"engine-{first.precision}-r{first.repeat}*.log")]
+    assert logs == [f"{first.precision} started\n"] * 2, "that of the lost node came with its row"
     assert [said for said in watcher.said if "its node was lost" in said]
     check_requests(tmp_path / "run")
     assert "12/12" in watcher.said and not running(notes)
