@@ -393,8 +393,8 @@ def _line(what: str, series: Series, unit: str) -> str:
     found = series.slope
     if found is None:
         return f"| {what}{unit} {levels} | | {sum(cell.warm for cell in series.cells)} | |"
-    interval = f"{found.lo:+,.2f} to {found.hi:+,.2f}"
-    return f"| {what}{unit} {levels} {found.value:+,.2f} | {interval} | {found.cells} | {found.rho:.2f} |"
+    value, lo, hi = (f"{round(end, 2) + 0.0:+,.2f}" for end in (found.value, found.lo, found.hi))  # no -0.00
+    return f"| {what}{unit} {levels} {value} | {lo} to {hi} | {found.cells} | {found.rho:.2f} |"
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
