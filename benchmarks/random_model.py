@@ -23,7 +23,6 @@ class Shape:
     loud: float
 
 
-QWEN_0_5B = Shape(896, 4864, 14, 2, loud=10)
 QWEN_1_5B = Shape(1536, 8960, 12, 2, loud=math.sqrt(1536))
 
 
