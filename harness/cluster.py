@@ -423,10 +423,18 @@ def attached(address: str) -> Iterator[Cluster]:
     else:
         ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
     signal.signal(signal.SIGTERM, ours)  # Ray's own leaves our processes behind
+    _hush()
     try:
         yield Cluster(ray)
     finally:
         ray.shutdown()
+
+
+def _hush() -> None:
+    """Ray prints forty lines of a lost node's raylet; the run has one of its own. Ray has no setting for it."""
+    import ray._private.worker as driver
+
+    driver.print_to_stdstream = lambda *_, **__: None
 
 
 def _where(address: str) -> str | None:

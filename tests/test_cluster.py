@@ -268,7 +268,7 @@ def check_requests(path: Path) -> None:
 
 
 def test_a_node_that_is_killed_costs_one_cell_and_nothing_is_there_twice(
-    three: Any, connected: Cluster, notes: Path, tmp_path: Path
+    three: Any, connected: Cluster, notes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     opener: Opener = partial(helpers.truth_on, notes)
     victim: list[tuple[SweepPoint, str | None]] = []
@@ -298,6 +298,7 @@ def test_a_node_that_is_killed_costs_one_cell_and_nothing_is_there_twice(
     logs = [path.read_text() for path in (tmp_path / "run").glob(f"engine-{first.precision}-r{first.repeat}*.log")]
     assert logs == [f"{first.precision} started\n"] * 2, "that of the lost node came with its row"
     assert [said for said in watcher.said if "its node was lost" in said]
+    assert "raylet" not in "".join(capfd.readouterr()), "Ray's own words of it are for Ray's logs"
     check_requests(tmp_path / "run")
     assert "12/12" in watcher.said and not running(notes)
     assert not (notes / "shared").exists(), "two engines were on one node"
