@@ -220,6 +220,7 @@ def test_memory_grows_with_the_block_and_not_with_their_number(method: str, tmp_
 
         def measured(path: Path = path) -> None:
             ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
+            torch.set_num_threads(1)  # how much two threads hold at once is a matter of their turns
             Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
             before = resident("VmRSS")
             chosen = Recipe(method, default_scheme(method), samples=8, length=64)
@@ -229,7 +230,7 @@ def test_memory_grows_with_the_block_and_not_with_their_number(method: str, tmp_
         assert apart(measured) == 0
         grown[blocks] = int((tmp_path / f"{blocks}.txt").read_text())
     assert grown[4] > 2**24, "a block and its copy, at least"
-    assert grown[16] < grown[4] + 15 * 2**20, grown
+    assert grown[16] < grown[4] + 10 * 2**20, grown
 
 
 M_MMAP_THRESHOLD = -3
