@@ -1,10 +1,11 @@
 """Models larger than memory: shards in and out, runs that are killed anywhere, one block's memory, several devices."""
 
-import ctypes
 import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -207,41 +208,39 @@ def test_a_disk_that_is_full_at_the_end_loses_no_block(model: Path, tmp_path: Pa
 @pytest.mark.parametrize("method", ["awq", "gptq"])
 def test_memory_grows_with_the_block_and_not_with_their_number(method: str, tmp_path: Path) -> None:
     """A block is 10.5 MiB in float32, so twelve blocks more would be 126 MiB if they were held, 63 as they are stored,
-    and 17 in 4 bits. Each run is a process of its own, and its peak the kernel's count of all its pages. malloc gives
-    freed tensors back at once there: how many it keeps for later varies from run to run by more than a block."""
+    and 17 in 4 bits. Each run is a new interpreter: a copy of this one would begin with whatever the tests before had
+    allocated and freed."""
     torch.manual_seed(0)
     ids = [{"input_ids": torch.randint(0, 256, (64,)).tolist()} for _ in range(8)]
     (tmp_path / "tokens.jsonl").write_text("".join(json.dumps(line) + "\n" for line in ids))
-    grown = {}
+    peaks = {}
     for blocks in (4, 16):
-        path = tmp_path / str(blocks)
         config = {"hidden_size": 512, "head_dim": 128, "intermediate_size": 1280, "max_position_embeddings": 64}
-        tiny_model.save(path, num_hidden_layers=blocks, **config)
-
-        def measured(path: Path = path) -> None:
-            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
-            torch.set_num_threads(1)  # how much two threads hold at once is a matter of their turns
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-            before = resident("VmRSS")
-            chosen = Recipe(method, default_scheme(method), samples=8, length=64)
-            quantize_model(path, chosen, out=tmp_path / f"out-{path.name}", calibration=tmp_path / "tokens.jsonl")
-            (tmp_path / f"{path.name}.txt").write_text(str(resident("VmHWM") - before))
-
-        assert apart(measured) == 0
-        grown[blocks] = int((tmp_path / f"{blocks}.txt").read_text())
-    assert grown[4] > 2**24, "a block and its copy, at least"
-    assert grown[16] < grown[4] + 10 * 2**20, grown
+        tiny_model.save(tmp_path / str(blocks), num_hidden_layers=blocks, **config)
+        command = [sys.executable, "-c", PEAK_OF_A_RUN, method, str(blocks)]
+        ended = subprocess.run(command, cwd=tmp_path, env=os.environ | STEADY, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        peaks[blocks] = int(ended.stdout) * 1024
+    assert abs(peaks[16] - peaks[4]) < 10 * 2**20, peaks
 
 
-M_MMAP_THRESHOLD = -3
-"""From malloc.h."""
+PEAK_OF_A_RUN = """
+import sys
+from pathlib import Path
+from quantize.job import quantize_model
+from quantize.recipe import Recipe, default_scheme
+method, model = sys.argv[1:]
+recipe = Recipe(method, default_scheme(method), samples=8, length=64)
+quantize_model(Path(model), recipe, out=Path(f"out-{model}"), calibration=Path("tokens.jsonl"))
+lines = Path("/proc/self/status").read_text().splitlines()
+print(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+"""
+"""The most memory that was resident, in KiB."""
 
-
-def resident(field: str) -> int:
-    """A line of /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
+ROOT = Path(__file__).resolve().parents[1]
+STEADY = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+"""How much two threads hold at once is a matter of their turns, and how many freed tensors malloc keeps for later of
+chance: above this threshold it gives each back at once."""
 
 # --- several devices --------------------------------------------------------------------------------------------------
 
