@@ -220,6 +220,15 @@ def test_every_option_that_a_page_names_exists() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_every_target_of_make_that_a_page_names_exists() -> None:
+    made = set(re.findall(r"^([a-z]+):", text_of(ROOT / "Makefile"), re.MULTILINE))
+    printed = [(f"{span.page}:{span.line}", span.text) for span in all_spans()]
+    printed += [(f"{block.page}:{block.line}", line) for block in all_blocks() for line in block.commands]
+    named = [(where, text.split()[1]) for where, text in printed if re.match(r"make [a-z]", text)]
+    assert len(named) > 10
+    assert not [one for one in named if one[1] not in made]
+
+
 # --- each block is run, or says why not -------------------------------------------------------------------------------
 
 
