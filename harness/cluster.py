@@ -60,6 +60,8 @@ PATIENCE_S = 60.0
 """How long sessions wait when no node that is left could ever take them: one may come back."""
 STOP_S = 45.0
 """How long engines get to end when a sweep is stopped; then their processes are ended."""
+FORCED_S = 5.0
+"""And how long their end is waited for."""
 SURVEY_S = 600.0
 """Longest look at the nodes: each reads its checkpoints through, to compare their digests."""
 OBJECT_STORE_BYTES = 100 * 2**20
@@ -82,6 +84,13 @@ class _Mailbox:
 
     def __init__(self) -> None:
         self._parcels: list[Parcel] = []
+        self._closed = False
+
+    def close(self) -> None:
+        self._closed = True
+
+    def is_open(self) -> bool:
+        return not self._closed
 
     def put(self, parcel: Parcel) -> None:
         self._parcels.append(parcel)
@@ -252,19 +261,26 @@ class _Owner:
             raise incomplete(self._failures, rows, planned, self._directory.path)
 
     def stop(self) -> None:
-        """End what is out: first as Ctrl-C does, so that engines stop and logs arrive; a second Ctrl-C ends it all."""
+        """End what is out: first as Ctrl-C does, so that engines stop and logs arrive; a second Ctrl-C ends it all.
+
+        A process of Ray's that is only starting swallows the first: such a task finds the mailbox closed, and does
+        nothing.
+        """
         deadline = time.monotonic() + STOP_S
+        tasks = [task for task, _ in self._out.values()]
         try:
-            for task, _ in self._out.values():
+            self._ray.get(self._mail.close.remote())
+            for task in tasks:
                 self._ray.cancel(task, force=False)
-            tasks = [task for task, _ in self._out.values()]
             while tasks and time.monotonic() < deadline:
                 self._take()
                 _, tasks = self._ray.wait(tasks, num_returns=len(tasks), timeout=_POLL_S)
             self._take()
         finally:
-            for task, _ in self._out.values():
+            for task in tasks:
                 self._ray.cancel(task, force=True)
+            if tasks:
+                self._ray.wait(tasks, num_returns=len(tasks), timeout=FORCED_S)
 
     def _left(self, index: int) -> bool:
         """Whether the session has cells without a row; of a search it will find out itself."""
@@ -461,6 +477,9 @@ def _measure(errand: Errand, number: int, mail: Any) -> Ended | None:
     """The task: one session, on the node where Ray has put it."""
     import ray
 
+    # Not ray.get: Ray lends the processor of a task that waits in it to the next one, and that is another engine.
+    if not mail.is_open.remote().future().result():
+        return None
     context: Any = ray.get_runtime_context()
     node = context.get_node_id()
     with suppress(OSError):  # Ray makes its processes give way to others, and engines would inherit that
@@ -469,7 +488,6 @@ def _measure(errand: Errand, number: int, mail: Any) -> Ended | None:
         del os.environ["OMP_NUM_THREADS"]  # Ray's own idea; an engine knows better, and on one machine it decides
 
     def send(items: tuple[Item, ...]) -> None:
-        # Not ray.get: Ray lends the processor of a task that waits in it to the next one, and that is another engine.
         mail.put.remote(Parcel(number, node, items)).future().result()
 
     host = _address() if errand.away else LOOPBACK

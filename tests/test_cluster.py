@@ -424,18 +424,26 @@ def test_what_comes_from_an_errand_that_was_given_up_is_not_written(
         assert owner.points == [] and not (tmp_path / "run" / "points.csv").exists()
 
 
+@pytest.mark.parametrize("once", ["it is sent", "its engine runs"])
 def test_when_no_node_is_left_the_sweep_says_so(
-    connected: Cluster, notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    once: str, connected: Cluster, notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its nodes are there when the session is sent, and gone when Ray is asked again, once the engine runs."""
+    """Its nodes are there when the session is sent, and gone when Ray is asked again: while the process that Ray starts
+    for it cannot be told to stop yet, or later."""
     monkeypatch.setattr(clusters, "PATIENCE_S", 0.5)
+    forced = []
+    cancel = connected._ray.cancel
+    monkeypatch.setattr(connected._ray, "cancel", lambda task, force: forced.append(force) or cancel(task, force=force))
     there = connected.nodes()
-    monkeypatch.setattr(connected, "nodes", lambda: [] if running(notes) else there)
+    answers = iter([there])
+    is_there = (lambda: bool(next(answers, []))) if once == "it is sent" else (lambda: not running(notes))
+    monkeypatch.setattr(connected, "nodes", lambda: there if is_there() else [])
     sessions = [Session(Variant("bf16"), 1, (Cell("bf16", 1),))]
     slow = replace(SHORT, requests=4000)
     with pytest.raises(RunError, match="no node of the cluster is left"), begun(tmp_path / "run") as directory:
         connected.run_sweep(sessions, Plan(slow), directory, TEMPLATE, partial(helpers.truth_on, notes), Watcher())
     assert not running(notes)
+    assert forced == [False], "it ended by itself"
 
 
 def test_a_cluster_that_is_gone_is_a_failed_run_whose_rows_stay(
