@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -75,7 +76,11 @@ def main() -> None:
 
 
 def watch(roots: list[int], table: Path, seconds: float) -> None:
-    """A row for each process below `roots` every five seconds, until the time is over or the last root has ended."""
+    """A row for each process below `roots` every five seconds, until the time is over or the last root has ended.
+
+    began.txt beside it says when that was, so that rows can be laid beside the cells.
+    """
+    (table.parent / "began.txt").write_text(datetime.now(UTC).isoformat(), encoding="utf-8")
     began = time.monotonic()
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

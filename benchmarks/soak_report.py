@@ -168,7 +168,7 @@ def read_soak(directory: Path) -> Soak:
     """Read what benchmarks/soak.py has written so far. A last line without its end is left out."""
     run = directory / "run"
     samples = list(_samples(directory / "processes.csv"))
-    began = datetime.fromisoformat(json.loads((run / "environment.json").read_text(encoding="utf-8"))["started_at"])
+    began = datetime.fromisoformat((directory / "began.txt").read_text(encoding="utf-8").strip())
     cells = tuple(_cells(run / "points.csv", began))
     clock, checked = _clock(directory, cells)
     end, conditions = directory / "end.json", directory / "conditions.txt"
@@ -212,8 +212,7 @@ def _samples(path: Path) -> Iterator[_Sample]:
 
 
 def _cells(path: Path, began: datetime) -> Iterator[CellTimes]:
-    """Finished cells in their order. The watch and the sweep begin within a few seconds of each other: environment.json
-    tells when, to the second."""
+    """Finished cells in their order, by the watch's time, to the second."""
     for point in read_table(path, SweepPoint) if path.exists() else ():
         if point.started_at is not None and point.duration_s is not None:
             begin_h = (datetime.fromisoformat(point.started_at) - began).total_seconds() / 3600
@@ -420,7 +419,7 @@ def memory(soak: Soak) -> Figure:
         for (column, words), axes in zip(MEMORY.items(), row, strict=True):
             _draw(axes, soak.processes[role, column], STYLES[ROLES.index(role)])
             headed(axes, role, f"{words} memory, MB; dots: the least of each cell")
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     _hours(grid[-1], soak)
     return figure
 
@@ -433,7 +432,7 @@ def descriptors(soak: Soak) -> Figure:
     for role, (axes,) in zip(roles, grid, strict=True):
         _draw(axes, soak.processes[role, "descriptors"], STYLES[ROLES.index(role)])
         headed(axes, role, "open descriptors; dots: the median of each cell")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     _hours(grid[-1], soak)
     return figure
 
@@ -446,7 +445,7 @@ def clock(soak: Soak) -> Figure:
         axes = grid[place // 2][place % 2]
         _draw(axes, series, STYLES[place // 2])
         headed(axes, CLOCK[name][0], "ms, a dot a cell")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     _hours(grid[-1], soak)
     return figure
 

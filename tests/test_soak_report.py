@@ -103,7 +103,7 @@ def soak(directory: Path, cells: int = 24) -> Path:
     middle; the client stamps the first token 2 ms late, and chunks 1 ms."""
     run = directory / "run"
     run.mkdir(parents=True)
-    (run / "environment.json").write_text(json.dumps({"started_at": "2026-11-22T08:00:00+00:00"}))
+    (directory / "began.txt").write_text("2026-11-22T08:00:00+00:00")
     lines = ["at_s,role,pid,rss_bytes,uss_bytes,descriptors,threads,cpu_s"]
     for at_s in range(0, cells * 100, 10):
         memory = round((50 + 12 * (at_s // 100 * 100 + 50) / 3600 + (30 if at_s % 100 in (40, 50) else 0)) * 1e6)
