@@ -84,6 +84,7 @@ class _Mailbox:
 
     def __init__(self) -> None:
         self._parcels: list[Parcel] = []
+        self._forgotten = 0
         self._closed = False
 
     def close(self) -> None:
@@ -95,9 +96,11 @@ class _Mailbox:
     def put(self, parcel: Parcel) -> None:
         self._parcels.append(parcel)
 
-    def take(self) -> list[Parcel]:
-        taken, self._parcels = self._parcels, []
-        return taken
+    def take(self, seen: int) -> list[Parcel]:
+        """What came after the first `seen` parcels, which are forgotten: an answer that a Ctrl-C tore comes again."""
+        del self._parcels[: seen - self._forgotten]
+        self._forgotten = seen
+        return self._parcels
 
 
 class Cluster:
@@ -236,6 +239,9 @@ class _Owner:
             self._ray.get_runtime_context().get_node_id(), soft=False
         )
         self._mail = self._ray.remote(num_cpus=0)(_Mailbox).options(scheduling_strategy=here).remote()
+        self._arrived: deque[tuple[Parcel, Item]] = deque()
+        self._seen = 0
+        """Parcels that were taken out of the mailbox."""
         self._waiting: deque[int] = deque()
         self._number = 0
         self._stuck_s: float | None = None
@@ -263,8 +269,7 @@ class _Owner:
     def stop(self) -> None:
         """End what is out: first as Ctrl-C does, so that engines stop and logs arrive; a second Ctrl-C ends it all.
 
-        A process of Ray's that is only starting swallows the first: such a task finds the mailbox closed, and does
-        nothing.
+        One whose process is only starting may not hear the first: it finds the mailbox closed, and does nothing.
         """
         deadline = time.monotonic() + STOP_S
         tasks = [task for task, _ in self._out.values()]
@@ -303,10 +308,18 @@ class _Owner:
         self._out[self._number] = task, index
 
     def _take(self) -> None:
-        for parcel in self._ray.get(self._mail.take.remote()):
+        """Take what has arrived. A Ctrl-C in the middle of it leaves the rest to the next call."""
+        self._accept_all()
+        parcels: list[Parcel] = self._ray.get(self._mail.take.remote(self._seen))
+        items = deque((parcel, item) for parcel in parcels for item in parcel.items)
+        self._arrived, self._seen = items, self._seen + len(parcels)
+        self._accept_all()
+
+    def _accept_all(self) -> None:
+        while self._arrived:
+            parcel, item = self._arrived.popleft()
             if parcel.errand in self._out:
-                for item in parcel.items:
-                    self._accept(item, parcel)
+                self._accept(item, parcel)
 
     def _accept(self, item: Item, parcel: Parcel) -> None:
         match item:
@@ -477,6 +490,8 @@ def _measure(errand: Errand, number: int, mail: Any) -> Ended | None:
     """The task: one session, on the node where Ray has put it."""
     import ray
 
+    # A process that was started in the background ignores Ctrl-C, and so does all that it starts, Ray's too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Not ray.get: Ray lends the processor of a task that waits in it to the next one, and that is another engine.
     if not mail.is_open.remote().future().result():
         return None

@@ -168,9 +168,11 @@ def test_generators_away_are_as_many_as_users_need_or_as_was_said() -> None:
 
 @pytest.fixture(scope="module")
 def three() -> Iterator[Any]:
-    """A Ray cluster; its first node has another card than the others."""
+    """A Ray cluster; its first node has another card than the others. Its processes ignore SIGINT, as those do that a
+    shell has started in the background."""
     from ray.cluster_utils import Cluster as Local
 
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.setdefault("RAY_worker_niceness", "0")
     soon = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
     head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": STORE, "_system_config": soon}
@@ -178,8 +180,10 @@ def three() -> Iterator[Any]:
     try:
         for _ in range(2):
             local.add_node(num_cpus=1, object_store_memory=STORE, resources={"card:beta": 1, "load": 1})
+        signal.signal(signal.SIGINT, heard)
         yield local
     finally:
+        signal.signal(signal.SIGINT, heard)
         with suppress(Exception):
             ray.shutdown()
         local.shutdown()
@@ -331,7 +335,7 @@ def test_ctrl_c_keeps_rows_ends_every_engine_and_a_resume_finishes(
 
     watcher = Watcher(interrupt)
     with pytest.raises(KeyboardInterrupt), begun(tmp_path / "run") as directory:
-        plan = Plan(replace(SHORT, min_window_s=4.0))  # two more cells of each are longer than any end
+        plan = Plan(replace(SHORT, min_window_s=2.0))
         connected.run_sweep(sessions, plan, directory, TEMPLATE, opener, watcher)
     assert not running(notes)
     kept = rows_of(tmp_path / "run")
@@ -422,6 +426,27 @@ def test_what_comes_from_an_errand_that_was_given_up_is_not_written(
         owner._mail.put.remote(clusters.Parcel(1, "there", (SweepPoint("run", "bf16", 1),)))
         owner._take()
         assert owner.points == [] and not (tmp_path / "run" / "points.csv").exists()
+
+
+def test_a_ctrl_c_while_parcels_are_written_loses_none_of_them(connected: Cluster, notes: Path, tmp_path: Path) -> None:
+    def interrupt(point: SweepPoint) -> None:
+        if len(watcher.rows) == 2:
+            raise KeyboardInterrupt
+
+    watcher = Watcher(interrupt)
+    with begun(tmp_path / "run") as directory:
+        opener = partial(helpers.truth_on, notes)
+        sessions, plan = sessions_of("bf16", repeats=1), Plan(SHORT)
+        owner = clusters._Owner(connected, sessions, plan, directory, TEMPLATE, opener, watcher, False, 0, 9)
+        owner._out[1] = None, 0
+        rows = [SweepPoint("run", "bf16", conc) for conc in (1, 2, 4, 8)]
+        for some in (rows[:3], rows[3:]):
+            ray.get(owner._mail.put.remote(clusters.Parcel(1, "there", tuple(some))))
+        ray.get(owner._mail.take.remote(0))  # an answer that never arrived
+        with pytest.raises(KeyboardInterrupt):
+            owner._take()
+        owner._take()
+    assert [row.conc for row in owner.points] == [row.conc for row in rows_of(tmp_path / "run")] == [1, 2, 4, 8]
 
 
 @pytest.mark.parametrize("once", ["it is sent", "its engine runs"])
