@@ -99,3 +99,24 @@ def test_the_rows_of_a_sweep_with_long_names_and_reasons(width: int) -> None:
     assert all(("too_few_samples, drifting" in line) == (width == 160) for line in lines)
     assert ("BF16 at 1, 8, 16, 32 users is suspect: too_few_samples, drifting" in said) == (width == 80)
     assert "a-chec…g-name" in said
+
+
+def test_one_user_is_one() -> None:
+    found = load_run(Path(__file__).parent.parent / "results" / "qwen2.5-0.5b-shape")
+    why = {
+        ("bf16", 1): ("client_bound",),
+        ("bf16", 8): ("drifting",),
+        ("awq", 1): ("errors",),
+        ("awq", 16): ("errors",),
+    }
+    points = [
+        replace(point, verdict="suspect" if (point.precision, point.conc) in why else "valid",
+                verdict_reasons=why.get((point.precision, point.conc), ()))
+        for point in found.points
+    ]  # fmt: skip
+    console = Console(file=io.StringIO(), width=80, no_color=True)
+    show_run(console, replace(found, points=points))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    for line in ("BF16 at 1 user is suspect: client_bound", "BF16 at 8 users is suspect: drifting",
+                 "AWQ at 1, 16 users is suspect: errors"):  # fmt: skip
+        assert f"{line}\n" in said

@@ -70,15 +70,16 @@ _LONGEST_NAME = 13
 
 def _reasons(run: Run) -> list[str]:
     """'BF16 at 1, 8 users is suspect: too_few_samples, drifting', a line for all rows that are alike in that."""
-    alike: dict[tuple[str, str, str], list[str]] = {}
+    alike: dict[tuple[str, str, str], list[float]] = {}
     for point in run.points:
         if point.verdict_reasons:
             key = (point.precision, point.verdict, ", ".join(point.verdict_reasons))
-            alike.setdefault(key, []).append(shown(load(point)))
-    unit = axis(run.points).unit
+            alike.setdefault(key, []).append(load(point))
+    amount = axis(run.points).amount
+    told = {key: list(dict.fromkeys(loads)) for key, loads in alike.items()}  # a load once, however often repeated
     return [
-        f"{label(precision)} at {', '.join(dict.fromkeys(loads))} {unit} is {verdict}: {reasons}"
-        for (precision, verdict, reasons), loads in alike.items()
+        f"{label(precision)} at {', '.join([*map(shown, first), amount(last)])} is {verdict}: {reasons}"
+        for (precision, verdict, reasons), (*first, last) in told.items()
     ]
 
 
