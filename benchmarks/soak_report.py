@@ -419,7 +419,6 @@ def memory(soak: Soak) -> Figure:
         for (column, words), axes in zip(MEMORY.items(), row, strict=True):
             _draw(axes, soak.processes[role, column], STYLES[ROLES.index(role)])
             headed(axes, role, f"{words} memory, MB; dots: the least of each cell")
-            axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     _hours(grid[-1], soak)
     return figure
 
@@ -432,7 +431,6 @@ def descriptors(soak: Soak) -> Figure:
     for role, (axes,) in zip(roles, grid, strict=True):
         _draw(axes, soak.processes[role, "descriptors"], STYLES[ROLES.index(role)])
         headed(axes, role, "open descriptors; dots: the median of each cell")
-        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     _hours(grid[-1], soak)
     return figure
 
@@ -445,13 +443,12 @@ def clock(soak: Soak) -> Figure:
         axes = grid[place // 2][place % 2]
         _draw(axes, series, STYLES[place // 2])
         headed(axes, CLOCK[name][0], "ms, a dot a cell")
-        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     _hours(grid[-1], soak)
     return figure
 
 
 def _draw(axes: Axes, series: Series, style: tuple[str, str]) -> None:
-    """Samples faint, cells as markers (hollow in the warm-up), and the slope through the cells' own middle."""
+    """Samples faint, cells as markers (hollow in the warm-up), the slope through the cells' own middle; from zero."""
     colour, marker = style
     if series.samples is not None:
         axes.plot(*series.samples, color=FAINT, linewidth=0.6, alpha=0.7)
@@ -468,6 +465,7 @@ def _draw(axes: Axes, series: Series, style: tuple[str, str]) -> None:
         middle, level = float(np.mean([at for at, _ in kept])), float(np.mean([value for _, value in kept]))
         axes.plot(ends, level + found.value * (ends - middle), color=INK, linewidth=1.2, linestyle="--")
     axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
 
 
 def _hours(row: Iterable[Axes], soak: Soak) -> None:

@@ -460,8 +460,8 @@ def test_when_no_node_is_left_the_sweep_says_so(
     cancel = connected._ray.cancel
     monkeypatch.setattr(connected._ray, "cancel", lambda task, force: forced.append(force) or cancel(task, force=force))
     there = connected.nodes()
-    answers = iter([there])
-    is_there = (lambda: bool(next(answers, []))) if once == "it is sent" else (lambda: not running(notes))
+    first = iter([True])
+    is_there = (lambda: next(first, False)) if once == "it is sent" else (lambda: not running(notes))
     monkeypatch.setattr(connected, "nodes", lambda: there if is_there() else [])
     sessions = [Session(Variant("bf16"), 1, (Cell("bf16", 1),))]
     slow = replace(SHORT, requests=4000)

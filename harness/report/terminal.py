@@ -70,16 +70,15 @@ _LONGEST_NAME = 13
 
 def _reasons(run: Run) -> list[str]:
     """'BF16 at 1, 8 users is suspect: too_few_samples, drifting', a line for all rows that are alike in that."""
-    alike: dict[tuple[str, str, str], list[float]] = {}
+    alike: dict[tuple[str, str, str], dict[float, None]] = {}  # a load once, however often repeated
     for point in run.points:
         if point.verdict_reasons:
             key = (point.precision, point.verdict, ", ".join(point.verdict_reasons))
-            alike.setdefault(key, []).append(load(point))
+            alike.setdefault(key, {})[load(point)] = None
     amount = axis(run.points).amount
-    told = {key: list(dict.fromkeys(loads)) for key, loads in alike.items()}  # a load once, however often repeated
     return [
         f"{label(precision)} at {', '.join([*map(shown, first), amount(last)])} is {verdict}: {reasons}"
-        for (precision, verdict, reasons), (*first, last) in told.items()
+        for (precision, verdict, reasons), (*first, last) in alike.items()
     ]
 
 
